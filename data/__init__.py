@@ -1,0 +1,1 @@
+"""What the samples are: manifests, decoders, tasks, splits and the leakage audit."""

@@ -1,0 +1,1 @@
+"""What the encoders saw: encoders, fingerprints and the store of their embeddings."""

@@ -1,0 +1,1 @@
+"""Encoder families: one module is one family, and the folder is the table of what exists."""

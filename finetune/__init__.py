@@ -1,0 +1,1 @@
+"""The optional end-to-end path above the frozen features."""

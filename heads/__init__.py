@@ -1,0 +1,1 @@
+"""What is learned on top: light heads, metrics with intervals, runs and reports."""

@@ -1,0 +1,1 @@
+"""Heads: one module is one head, and the folder is the table of what exists."""
