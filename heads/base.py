@@ -1,0 +1,459 @@
+"""The head contract: a scikit-learn estimator that learns from embeddings and whose state is plain arrays and JSON.
+
+::
+
+    fit:      X, y, sample_weight, groups --check, encode, mask, standardise--> Training --_fit--> learned attributes_
+    predict:  X --check, standardise--> scores of the learnable targets --_expand--> answers for all targets
+
+A head is one module of `heads.estimators`. It offers ``HEADS``, one class per family of task kinds,
+and writes only the maths: `_fit` sees clean numbers (labels are codes, a missing label has weight
+zero, a target that cannot be learned is not there), and the state is whatever learned attributes
+(names that end in ``_``) the fit left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from annotated_types import Ge, Gt, Interval
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import Tags
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, validate_data
+
+from heads.errors import HeadError
+from heads.params import check_params, parse_params
+
+Kind = Literal["binary", "multiclass", "multilabel", "regression"]
+Floats = NDArray[np.floating[Any]]
+
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Interval(ge=0, lt=1)]
+Count = Annotated[int, Ge(1)]
+ClassWeight = Literal["balanced"] | None
+"""``balanced`` weights each class by the inverse of its share of the training weight, per target."""
+
+
+class HeadWarning(UserWarning):
+    """A head was fitted, but not on all that was asked for."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A parameter between two bounds, both included; integers when the bounds are."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A parameter that is one of a few values."""
+
+    options: tuple[Any, ...]
+
+
+SearchSpace = Mapping[str, Range | Choice]
+
+
+@dataclass(frozen=True)
+class HeadState:
+    """What a fitted head has learned, in forms that need no pickle.
+
+    Attributes
+    ----------
+    arrays
+        Numeric arrays by name.
+    meta
+        JSON values by name.
+    texts
+        Whole text files by name, such as a LightGBM model.
+    """
+
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What `_fit` learns from: checked, encoded, and without anything that cannot be learned.
+
+    Attributes
+    ----------
+    X
+        Features, shape (n, d), float32 or float64, standardised if the head says so.
+    y
+        Class codes of shape (n,), int64, for one label per row; else values of shape (n, T),
+        float64, with 0 where the value is missing.
+    weight
+        Sample weight x class weight, in the shape of `y`, float64; 0 where the value is missing.
+    groups
+        What must not straddle an inner split, shape (n,), or None.
+    kind
+        The task kind.
+    classes
+        Number of classes for one label per row, else 2 for multilabel and 0 for regression.
+    """
+
+    X: Floats
+    y: NDArray[Any]
+    weight: NDArray[np.float64]
+    groups: NDArray[Any] | None
+    kind: Kind
+    classes: int
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """The values as users give them, NaN where missing: what a splitter stratifies on."""
+        return self.y if self.y.ndim == 1 else np.where(self.weight > 0, self.y, np.nan)
+
+    def rows(self, index: NDArray[Any]) -> Training:
+        """Return some of the rows, by positions or a mask."""
+        groups = None if self.groups is None else self.groups[index]
+        return replace(self, X=self.X[index], y=self.y[index], weight=self.weight[index], groups=groups)
+
+
+class Head(BaseEstimator, ABC):  # type: ignore[misc]
+    """Base of all heads; see the module's text.
+
+    Attributes
+    ----------
+    name
+        The head's name, which is the name of its module.
+    version
+        Version of the maths; a change that moves predictions of a saved state raises it.
+    kinds
+        The task kinds that the class can learn.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    kinds: ClassVar[frozenset[Kind]]
+
+    standardize: bool
+
+    @classmethod
+    @abstractmethod
+    def search_space(cls) -> SearchSpace:
+        """Return the parameters worth searching, with their bounds."""
+
+    @abstractmethod
+    def _fit(self, training: Training) -> None:
+        """Learn; set attributes whose names end in ``_``."""
+
+    @abstractmethod
+    def _training(self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any) -> Training:
+        """Check and encode the targets; set what follows from them."""
+
+    def fit(self, X: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None, groups: Any = None) -> Self:
+        """Fit the head.
+
+        Parameters
+        ----------
+        X
+            Embeddings, shape (n, d), finite.
+        y
+            Labels of shape (n,) for binary and multiclass; 0, 1 or NaN of shape (n, T) for
+            multilabel; numbers or NaN of shape (n,) or (n, T) for regression. NaN is a missing
+            value: it is masked, per target.
+        sample_weight
+            Weights of the rows, shape (n,), not negative.
+        groups
+            What must not straddle the inner splits that some heads make, shape (n,).
+
+        Raises
+        ------
+        HeadError
+            If a parameter or the data are wrong.
+        """
+        check_params(self)
+        if y is None:
+            raise HeadError(f"{self.name} requires y to be passed, but the target y is None")
+        features = self._validate(X, reset=True)
+        weight = _check_sample_weight(sample_weight, features, dtype=np.float64, ensure_non_negative=True)
+        self.notes_: list[str] = []
+        try:
+            check_consistent_length(features, y, groups)
+        except ValueError as error:
+            raise HeadError(str(error)) from error
+        training = self._training(y, features, weight, None if groups is None else np.asarray(groups))
+        if training.y.size:
+            self._fit(training)
+        return self
+
+    def get_state(self) -> HeadState:
+        """Return everything learned: the attributes whose names end in ``_``.
+
+        Raises
+        ------
+        HeadError
+            If an attribute is neither numeric arrays nor JSON.
+        """
+        check_is_fitted(self)
+        state = HeadState()
+        for name, value in vars(self).items():
+            if not name.endswith("_") or name.startswith("_"):
+                continue
+            if isinstance(value, dict) and value and all(isinstance(part, np.ndarray) for part in value.values()):
+                state.arrays.update({f"{name}/{key}": np.ascontiguousarray(part) for key, part in value.items()})
+            elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+                state.arrays[name] = np.ascontiguousarray(value)
+            else:
+                state.meta[name] = _to_json(self.name, name, value)
+        return state
+
+    @classmethod
+    def from_state(cls, params: Mapping[str, Any], state: HeadState) -> Self:
+        """Return the fitted head that `get_params` and `get_state` described."""
+        head = cls(**parse_params(cls, params))
+        for name, value in state.meta.items():
+            setattr(head, name, _from_json(value))
+        for name, value in state.arrays.items():
+            attribute, _, key = name.partition("/")
+            if key:
+                head.__dict__.setdefault(attribute, {})[key] = value
+            else:
+                setattr(head, name, value)
+        return head
+
+    def _validate(self, X: ArrayLike, *, reset: bool) -> Floats:
+        """Return X as a finite float32 or float64 matrix, or raise HeadError (TypeError for a sparse one)."""
+        try:
+            checked: Floats = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
+        except ValueError as error:
+            raise HeadError(f"{self.name}: {error}") from error
+        return checked
+
+    def _features(self, X: ArrayLike) -> Floats:
+        """Return the features of new rows, checked and standardised as in training."""
+        check_is_fitted(self)
+        return self._standardized(self._validate(X, reset=False))
+
+    def _fit_scaling(self, X: Floats, weight: NDArray[np.float64]) -> Floats:
+        """Learn the mean and the standard deviation of the training rows, and apply them."""
+        if self.standardize:
+            share = weight / weight.sum()
+            self.mean_: NDArray[np.float64] = share @ X.astype(np.float64, copy=False)
+            deviation = np.sqrt(share @ np.square(X - self.mean_))
+            noise = 10 * np.finfo(X.dtype).eps * np.abs(self.mean_)
+            self.scale_: NDArray[np.float64] = np.where(deviation > noise, deviation, 1.0)
+        return self._standardized(X)
+
+    def _standardized(self, X: Floats) -> Floats:
+        if not self.standardize:
+            return X
+        scaled: Floats = ((X - self.mean_) / self.scale_).astype(X.dtype, copy=False)
+        return scaled
+
+    def _note(self, text: str) -> None:
+        """Keep a remark on the fit and warn about it."""
+        self.notes_.append(text)
+        warnings.warn(f"{self.name}: {text}", HeadWarning, stacklevel=2)
+
+
+class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
+    """Base of heads for binary, multiclass and multilabel tasks.
+
+    Attributes
+    ----------
+    classes_
+        The labels in order, shape (C,); ``[0, 1]`` for multilabel.
+    kind_
+        The task kind found in `y`.
+    constant_
+        Multilabel only, shape (T,): NaN for a learned target, else the constant probability of a
+        target whose training labels were all alike (or all missing: 0.5).
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"binary", "multiclass", "multilabel"})
+    class_weight: ClassWeight
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+    @abstractmethod
+    def _predict_proba(self, X: Floats) -> Floats:
+        """Return probabilities: (n, C) for one label per row, (n, T) of the learned targets for multilabel."""
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return probabilities, float64: (n, C) in the order of `classes_`, or (n, T) of the positive class."""
+        return self._expand(self._predict_proba, X, constant=lambda probability: probability)
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the most probable labels: (n,) of `classes_`, or (n, T) of 0 and 1."""
+        probability = self.predict_proba(X)
+        if self.kind_ == "multilabel":
+            return (probability > 0.5).astype(np.int64)
+        labels: NDArray[Any] = self.classes_[probability.argmax(axis=1)]
+        return labels
+
+    def _expand(self, score: Any, X: ArrayLike, *, constant: Any) -> NDArray[np.float64]:
+        """Return the scores of all targets, those of constant targets made from their probability."""
+        features = self._features(X)
+        if self.kind_ != "multilabel":
+            return np.asarray(score(features), dtype=np.float64)
+        learned = np.isnan(self.constant_)
+        scores = np.tile(constant(self.constant_), (len(features), 1))
+        if learned.any():
+            scores[:, learned] = score(features)
+        return scores
+
+    def _training(self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any) -> Training:
+        if np.ndim(np.asarray(y, dtype=object)) == 2:
+            return self._multilabel(y, X, weight, groups)
+        return self._single_label(y, X, weight, groups)
+
+    def _single_label(self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any) -> Training:
+        labels = np.asarray(y)
+        if labels.dtype.kind == "f" and np.isnan(labels).any():
+            raise HeadError(
+                f"{self.name}: {int(np.isnan(labels).sum())} of {len(labels)} labels are NaN; drop those rows"
+            )
+        try:
+            check_classification_targets(labels)
+        except ValueError as error:
+            raise HeadError(f"{self.name}: {error}") from error
+        keep = weight > 0
+        self.classes_, codes = np.unique(labels[keep], return_inverse=True)
+        if len(self.classes_) < 2:
+            raise HeadError(
+                f"{self.name}: expected at least two classes in the training rows, found one class: "
+                f"{', '.join(map(repr, self.classes_.tolist()))}"
+            )
+        self.kind_: Kind = "binary" if len(self.classes_) == 2 else "multiclass"
+        total = weight[keep]
+        if self.class_weight == "balanced":
+            share = np.bincount(codes, weights=total)
+            total = total * (total.sum() / (len(share) * share))[codes]
+        return Training(
+            X=self._fit_scaling(X[keep], weight[keep]),
+            y=codes.astype(np.int64),
+            weight=total,
+            groups=None if groups is None else groups[keep],
+            kind=self.kind_,
+            classes=len(self.classes_),
+        )
+
+    def _multilabel(self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any) -> Training:
+        labels = _numbers(self.name, y)
+        observed = ~np.isnan(labels) & (weight[:, None] > 0)
+        wrong = observed & (labels != 0) & (labels != 1)
+        if wrong.any():
+            row, target = np.argwhere(wrong)[0]
+            raise HeadError(
+                f"{self.name}: a multilabel target is 0, 1 or NaN (missing); "
+                f"row {row}, target {target} is {labels[row, target]:g}"
+            )
+        self.classes_ = np.array([0, 1])
+        self.kind_ = "multilabel"
+        positives = (observed & (labels == 1)).sum(axis=0)
+        counts = observed.sum(axis=0)
+        alike = (positives == 0) | (positives == counts)
+        self.constant_: NDArray[np.float64] = np.where(alike, np.where(counts > 0, positives > 0, 0.5), np.nan)
+        for target in np.flatnonzero(alike):
+            found = f"all {counts[target]} labels are {int(positives[target] > 0)}" if counts[target] else "no label"
+            self._note(f"target {target}: {found} in the training rows, so its prediction is constant")
+
+        labels, observed = np.nan_to_num(labels[:, ~alike]), observed[:, ~alike]
+        total = observed * weight[:, None]
+        if self.class_weight == "balanced":
+            share = np.stack([(total * (labels == c)).sum(axis=0) for c in (0, 1)])
+            balance = total.sum(axis=0) / (2 * share)
+            total = total * np.where(labels == 1, balance[1], balance[0])
+        keep = observed.any(axis=1)
+        return Training(
+            X=self._fit_scaling(X[keep], weight[keep]) if keep.any() else self._fit_scaling(X, np.ones(len(X)))[keep],
+            y=labels[keep],
+            weight=total[keep],
+            groups=None if groups is None else groups[keep],
+            kind="multilabel",
+            classes=2,
+        )
+
+
+class RegressorHead(RegressorMixin, Head):  # type: ignore[misc]
+    """Base of heads for regression on one or several targets.
+
+    Attributes
+    ----------
+    n_targets_
+        Number of targets; 0 if `y` was one-dimensional, and predictions then are.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    @abstractmethod
+    def _predict(self, X: Floats) -> Floats:
+        """Return predictions, shape (n, T)."""
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return predictions, float64, shape (n,) or (n, T) as `y` was."""
+        values = np.asarray(self._predict(self._features(X)), dtype=np.float64)
+        return values if self.n_targets_ else values[:, 0]
+
+    def _training(self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any) -> Training:
+        values = _numbers(self.name, y)
+        self.n_targets_ = values.shape[1] if values.ndim == 2 else 0
+        values = values.reshape(len(values), -1)
+        observed = ~np.isnan(values) & (weight[:, None] > 0)
+        if not observed.any(axis=0).all():
+            missing = np.flatnonzero(~observed.any(axis=0)).tolist()
+            raise HeadError(f"{self.name}: no value of target {', '.join(map(str, missing))} in the training rows")
+        keep = observed.any(axis=1)
+        return Training(
+            X=self._fit_scaling(X[keep], weight[keep]),
+            y=np.where(observed, values, 0.0)[keep],
+            weight=(observed * weight[:, None])[keep],
+            groups=None if groups is None else groups[keep],
+            kind="regression",
+            classes=0,
+        )
+
+
+def _numbers(head: str, y: ArrayLike) -> NDArray[np.float64]:
+    """Return targets as float64; NaN passes, infinity and text do not."""
+    try:
+        values = np.asarray(y, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise HeadError(f"{head}: the targets are not numbers: {error}") from error
+    if values.ndim not in (1, 2):
+        raise HeadError(f"{head}: expected targets of shape (n,) or (n, T), got {values.shape}")
+    if np.isinf(values).any():
+        raise HeadError(f"{head}: Input y contains infinity or a value too large for dtype('float64').")
+    return values
+
+
+def _to_json(head: str, name: str, value: Any) -> Any:
+    """Return a learned attribute as JSON; arrays of text keep their dtype."""
+    if isinstance(value, np.ndarray):
+        value = {"dtype": value.dtype.str, "values": value.tolist()}
+    elif isinstance(value, np.generic):
+        value = value.item()
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise HeadError(f"{head}: {name} cannot be saved: {error}") from error
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict) and value.keys() == {"dtype", "values"}:
+        return np.array(value["values"], dtype=np.dtype(value["dtype"]))
+    return value

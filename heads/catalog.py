@@ -1,0 +1,86 @@
+"""The table of heads is the folder `heads/estimators`: listing it imports nothing, making a head imports its module."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import did_you_mean
+from heads.errors import HeadError
+
+if TYPE_CHECKING:
+    from heads.base import Head, Kind
+
+FOLDER = Path(__file__).parent / "estimators"
+
+
+@cache
+def list_heads() -> dict[str, str]:
+    """Return the heads there are: the first line of each module's text, by name. Imports none of them."""
+    return {
+        path.stem: (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        for path in sorted(FOLDER.glob("*.py"))
+        if not path.stem.startswith("_")
+    }
+
+
+def head_classes(name: str) -> tuple[type[Head], ...]:
+    """Return the classes of a head, one per family of task kinds.
+
+    Raises
+    ------
+    HeadError
+        If there is no such head.
+    """
+    if name not in list_heads():
+        raise HeadError(f"no head {name!r}; {did_you_mean(name, list_heads())}")
+    classes: tuple[type[Head], ...] = import_module(f"heads.estimators.{name}").HEADS
+    return classes
+
+
+def head_class(name: str, kind: Kind) -> type[Head]:
+    """Return the class of a head that learns a kind of task.
+
+    Raises
+    ------
+    HeadError
+        If there is no such head, or it does not learn that kind.
+    """
+    classes = head_classes(name)
+    for candidate in classes:
+        if kind in candidate.kinds:
+            return candidate
+    known = sorted(set().union(*(candidate.kinds for candidate in classes)))
+    raise HeadError(f"head {name!r} does not learn {kind} tasks; it learns {', '.join(known)}")
+
+
+def make_head(name: str, kind: Kind, params: Mapping[str, Any], seed: int) -> Head:
+    """Return an unfitted head.
+
+    Parameters
+    ----------
+    name
+        A name of `list_heads`.
+    kind
+        The task kind it shall learn.
+    params
+        Constructor arguments; text (``--set C=0.1``) is parsed by the constructor's type hints.
+    seed
+        Used as `random_state` by heads that draw random numbers, unless `params` names one.
+
+    Raises
+    ------
+    HeadError
+        If the head, a parameter or a value does not exist or fit; the message says what does.
+    """
+    from heads.params import parse_params
+
+    made = head_class(name, kind)
+    parsed = parse_params(made, params)
+    if "random_state" in made._get_param_names():
+        parsed.setdefault("random_state", seed)
+    return made(**parsed)

@@ -1,0 +1,108 @@
+"""Parameters of heads: parsed and checked against the type hints of the constructor, in one place.
+
+The signature is the documentation: ``C: Positive | Literal["auto"] = "auto"`` is at once the hint,
+the parser of ``--set C=0.1``, the check at fit time and the text of the error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import annotated_types
+from pydantic import TypeAdapter, ValidationError
+
+from data.errors import did_you_mean
+from heads.errors import HeadError
+
+
+def parse_params(head: type, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters of a head, with text read as the type the constructor asks for.
+
+    Parameters
+    ----------
+    head
+        The class whose constructor is meant.
+    params
+        Values by name. Text is parsed: ``none`` is None where that is allowed, and
+        ``512,256`` is a tuple where one is asked for.
+
+    Raises
+    ------
+    HeadError
+        If a name is unknown or a value does not fit.
+    """
+    hints = _hints(head)
+    parsed = {}
+    for name, value in params.items():
+        if name not in hints:
+            raise HeadError(f"{_name(head)}: no parameter {name!r}; {did_you_mean(name, hints)}")
+        parsed[name] = _validated(head, name, _from_text(value, hints[name]), strict=False)
+    return parsed
+
+
+def check_params(head: Any) -> None:
+    """Raise HeadError if a parameter of a head does not fit the type hints of its constructor."""
+    for name, value in head.get_params(deep=False).items():
+        _validated(type(head), name, value.item() if hasattr(value, "item") else value, strict=True)
+
+
+def describe(hint: Any) -> str:
+    """Return a type hint in words: ``a number > 0 or 'auto'``."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(describe(part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(repr(option) for option in get_args(hint))
+    if get_origin(hint) is Annotated:
+        base, *limits = get_args(hint)
+        return " and ".join(filter(None, [describe(base) + " " + " and ".join(map(_describe_limit, limits))])).strip()
+    if get_origin(hint) is tuple:
+        return f"a comma-separated list of {describe(get_args(hint)[0])}"
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "none"}
+    return words.get(hint, str(hint))
+
+
+def _describe_limit(limit: Any) -> str:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    bounds = limit if isinstance(limit, annotated_types.GroupedMetadata) else (limit,)
+    return " and ".join(
+        f"{sign} {getattr(bound, key)}" for bound in bounds for key, sign in signs.items() if hasattr(bound, key)
+    )
+
+
+@cache
+def _hints(head: type) -> dict[str, Any]:
+    hints = get_type_hints(head.__init__, include_extras=True)  # type: ignore[misc]
+    return {name: hints[name] for name in inspect.signature(head).parameters}
+
+
+@cache
+def _adapter(head: type, name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_hints(head)[name])
+
+
+def _validated(head: type, name: str, value: Any, *, strict: bool) -> Any:
+    try:
+        return _adapter(head, name).validate_python(value, strict=strict)
+    except ValidationError as error:
+        expected = describe(_hints(head)[name])
+        raise HeadError(f"{_name(head)}: {name}={value!r} is wrong; expected {expected}") from error
+
+
+def _from_text(value: Any, hint: Any) -> Any:
+    """Return text in the form that pydantic parses; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if type(None) in options and value.lower() in ("none", "null"):
+        return None
+    if any(get_origin(option) is tuple for option in options):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _name(head: type) -> str:
+    return str(getattr(head, "name", head.__name__))
