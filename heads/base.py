@@ -28,10 +28,10 @@ from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, validate_data
 
+from data.task import Kind
 from heads.errors import HeadError
 from heads.params import check_params, parse_params
 
-Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 Floats = NDArray[np.floating[Any]]
 
 Positive = Annotated[float, Gt(0)]

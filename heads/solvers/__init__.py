@@ -1,0 +1,1 @@
+"""Numerical cores that several heads share; each is plain mathematics on arrays."""
