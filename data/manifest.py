@@ -63,7 +63,9 @@ class Manifest:
     roles
         The columns that play a role: any of ``id``, ``split``, ``group``, ``bag``.
     rows
-        The 1-based row of each sample in its file (the header is row 1), for messages.
+        The 1-based row of each sample in its file (a header is row 1), for messages.
+    remarks
+        What a user should know about the reading, one line each, e.g. which files of a folder were left out.
     """
 
     path: Path
@@ -74,6 +76,11 @@ class Manifest:
     modality: Modality
     roles: Mapping[str, str] = field(default_factory=dict)
     rows: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            object.__setattr__(self, "rows", tuple(range(1, len(self.ids) + 1)))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -89,6 +96,10 @@ class Manifest:
         if name not in self.columns:
             raise ManifestError(f"{self.path}: no column {name!r}; {did_you_mean(name, self.columns)}")
         return self.columns[name]
+
+    def where(self, position: int) -> str:
+        """Return the file, row and id of a sample, for messages."""
+        return f"{self.path}, row {self.rows[position]} (id {self.ids[position]!r})"
 
     def role(self, role: str) -> Column | None:
         """Return the column that plays a role (``split``, ``group``, ``bag``), or None."""
@@ -106,6 +117,7 @@ class Manifest:
             modality=self.modality,
             roles=self.roles,
             rows=tuple(self.rows[i] for i in positions),
+            remarks=self.remarks,
         )
 
     @cached_property
