@@ -1,0 +1,178 @@
+"""Losses of logits against targets, one value per entry, with any number of leading model axes.
+
+::
+
+    cross_entropy         logits (..., n, C), labels (..., n)      -> (..., n)
+    binary_cross_entropy  logits (..., n, T), targets (..., n, T)  -> (..., n, T)
+    squared_error, absolute_error, huber       the same shapes     -> (..., n, T)
+    weighted_mean         losses (..., n, T), weights              -> (...)
+
+No loss reduces, and none knows of missing targets by itself: whatever stands where a target is
+missing has weight 0 in `weighted_mean`. A setting (`smoothing`, `gamma`, `delta`) is a number, or a
+tensor with one value per model, whose axes are the leading ones of the logits.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, softplus
+
+LossName = Literal["cross_entropy", "binary_cross_entropy", "huber", "squared_error", "absolute_error"]
+Setting = float | Tensor
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: Setting = 0.0, gamma: Setting = 0.0) -> Tensor:
+    """Return the softmax cross-entropy of each row, shape (..., n).
+
+    Parameters
+    ----------
+    logits
+        Shape (..., n, C).
+    labels
+        Class codes, int64, shape (..., n) or broadcastable to it.
+    smoothing
+        ``e`` of label smoothing: the target is ``(1 - e) onehot + e / C``.
+    gamma
+        Above 0, the focal loss: the cross-entropy times ``(1 - p_t) ** gamma``, with ``p_t`` the
+        softmax probability of the label [1]_. 0 is the cross-entropy itself.
+
+    References
+    ----------
+    .. [1] Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
+    """
+    log_p = log_softmax(logits, dim=-1)
+    log_pt = log_p.gather(-1, labels.expand(log_p.shape[:-1])[..., None])[..., 0]
+    loss = -log_pt
+    if _is_set(smoothing):
+        e = _per_model(smoothing, loss)
+        loss = (1 - e) * loss - e * log_p.mean(dim=-1)
+    return _focused(loss, log_pt, gamma)
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    pos_weight: Tensor | None = None,
+    smoothing: Setting = 0.0,
+    gamma: Setting = 0.0,
+) -> Tensor:
+    """Return the sigmoid cross-entropy of each entry, shape (..., n, T).
+
+    Parameters
+    ----------
+    logits
+        Shape (..., n, T).
+    targets
+        0 or 1, shape (..., n, T) or broadcastable to it.
+    pos_weight
+        Factor of the positive term, shape (T,).
+    smoothing
+        ``e`` of label smoothing: the target is ``y (1 - e) + e / 2``.
+    gamma
+        Above 0, the focal loss, with ``p_t`` the probability of the unsmoothed target.
+    """
+    smooth = targets
+    if _is_set(smoothing):
+        e = _per_model(smoothing, logits)
+        smooth = targets * (1 - e) + e / 2
+    positive, negative = softplus(-logits), softplus(logits)
+    if pos_weight is not None:
+        positive = positive * pos_weight
+    loss = smooth * positive + (1 - smooth) * negative
+    return _focused(loss, -softplus((1 - 2 * targets) * logits), gamma) if _is_set(gamma) else loss
+
+
+def squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Return the squared error of each entry."""
+    return (predictions - targets).square()
+
+
+def absolute_error(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Return the absolute error of each entry."""
+    return (predictions - targets).abs()
+
+
+def huber(predictions: Tensor, targets: Tensor, *, delta: Setting = 1.0) -> Tensor:
+    """Return the Huber loss of each entry: ``e**2 / 2`` up to `delta`, ``delta (|e| - delta / 2)`` beyond.
+
+    `delta` is in the units of the targets: far below their spread it is the absolute error in disguise.
+    """
+    error = absolute_error(predictions, targets)
+    d = _per_model(delta, error)
+    inside = torch.minimum(error, d) if isinstance(d, Tensor) else error.clamp(max=d)
+    return inside * (error - 0.5 * inside)
+
+
+def entry_losses(
+    name: LossName,
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    smoothing: Setting = 0.0,
+    gamma: Setting = 0.0,
+    delta: Setting = 1.0,
+) -> Tensor:
+    """Return the losses of a loss given by name, shape (..., n, T).
+
+    Parameters
+    ----------
+    name
+        Which loss.
+    logits
+        Shape (..., n, C) for ``cross_entropy``, else (..., n, T).
+    targets
+        Shape (..., n, T) or broadcastable to it; for ``cross_entropy`` T is 1 and holds class codes.
+    smoothing, gamma, delta
+        See the losses; those that a loss does not have are ignored.
+    """
+    if name == "cross_entropy":
+        return cross_entropy(logits, targets[..., 0].long(), smoothing=smoothing, gamma=gamma)[..., None]
+    if name == "binary_cross_entropy":
+        return binary_cross_entropy(logits, targets, smoothing=smoothing, gamma=gamma)
+    if name == "huber":
+        return huber(logits, targets, delta=delta)
+    return squared_error(logits, targets) if name == "squared_error" else absolute_error(logits, targets)
+
+
+def weighted_sum(losses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums over the last two axes of ``weight * loss`` and of the weights, each of shape (...).
+
+    Parameters
+    ----------
+    losses
+        Shape (..., n, T).
+    weights
+        Shape (..., n, T) or broadcastable to it; 0 where the target is missing.
+    """
+    weights = weights.expand(losses.shape)
+    return (weights * losses).sum(dim=(-2, -1)), weights.sum(dim=(-2, -1))
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean loss of each model over its observed entries, shape (...); 0 if it has none."""
+    total, weight = weighted_sum(losses, weights)
+    return total / torch.where(weight > 0, weight, 1.0)
+
+
+def _focused(loss: Tensor, log_pt: Tensor, gamma: Setting) -> Tensor:
+    """Return the loss times ``(1 - p_t) ** gamma``."""
+    if not _is_set(gamma):
+        return loss
+    # 1 - p_t without cancellation; the floor keeps the gradient of a power below 1 finite at p_t = 1.
+    miss = (-torch.expm1(log_pt)).clamp_min(torch.finfo(log_pt.dtype).eps)
+    return miss.pow(_per_model(gamma, loss)) * loss
+
+
+def _is_set(setting: Setting) -> bool:
+    return isinstance(setting, Tensor) or setting != 0.0
+
+
+def _per_model(setting: Setting, like: Tensor) -> Setting:
+    """Return a setting in a shape that broadcasts over the leading axes of `like`."""
+    if isinstance(setting, Tensor):
+        return setting.reshape(setting.shape + (1,) * (like.ndim - setting.ndim))
+    return setting

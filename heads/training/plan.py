@@ -1,0 +1,122 @@
+"""What the training loop is told and what it hands back: folds, recipes, the regime, trained models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heads.losses import LossName
+from heads.training.course import Schedule
+
+Rows = NDArray[np.int64]
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fold:
+    """The rows that a model learns from and the rows that decide when it stops; neither is ever reported.
+
+    Attributes
+    ----------
+    train, monitor
+        Row numbers of X. Without `monitor` rows every epoch is run and the last one is kept.
+    weight
+        Weight of every entry of y, in its shape (n,) or (n, T), 0 where missing; None for 1.
+    shift, scale
+        Features are used as ``(X - shift) / scale``, each of shape (d,); None for X as it is.
+    number
+        The fold's name in the random streams; folds of one number share batches and masks.
+    """
+
+    train: Rows
+    monitor: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    weight: Floats | None = None
+    shift: Floats | None = None
+    scale: Floats | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one model is trained: what may differ between the models of a batch.
+
+    Attributes
+    ----------
+    fold
+        Position in the list of folds.
+    seed
+        Seed of the initial weights, batches, noise and dropout.
+    lr, weight_decay
+        Peak learning rate and decoupled decay of AdamW.
+    dropout
+        Share of activations dropped.
+    input_noise
+        Standard deviation of Gaussian noise on the features, relative to each feature's own over the training rows.
+    smoothing, gamma, delta
+        Settings of the loss, see `heads.losses`.
+    """
+
+    fold: int = 0
+    seed: int = 0
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    dropout: float = 0.0
+    input_noise: float = 0.0
+    smoothing: float = 0.0
+    gamma: float = 0.0
+    delta: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """How all models of a batch are trained.
+
+    Attributes
+    ----------
+    loss
+        The loss, and with it the meaning of y: class codes (n,), or values (n,) or (n, T), NaN where missing.
+    batch_size
+        Upper bound; an epoch is cut into equal batches, so that none is left over with one row.
+    max_epochs
+        Epochs at most; the length of the cosine.
+    patience
+        A model stops after so many epochs without a better monitor loss.
+    min_delta
+        What counts as better.
+    schedule
+        ``constant``; ``cosine``: per step, linear warm-up and half a cosine down to 0.05;
+        ``plateau``: per model, times 0.1 after more than 5 epochs without a better monitor loss.
+    warmup
+        Share of all steps that the cosine's warm-up takes.
+    """
+
+    loss: LossName
+    batch_size: int = 128
+    max_epochs: int = 100
+    patience: int = 10
+    min_delta: float = 1e-4
+    schedule: Schedule = "cosine"
+    warmup: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedModel:
+    """One trained model.
+
+    Attributes
+    ----------
+    state
+        Weights and running statistics of the best epoch, float32.
+    best_epoch
+        The epoch they are from, counted from 0.
+    history
+        Per epoch: ``train_loss`` (mean over the steps, with noise and dropout), ``monitor_loss``
+        (None without monitor rows) and ``lr`` at the end; None where a loss was not finite.
+    """
+
+    state: dict[str, NDArray[np.float32]]
+    best_epoch: int
+    history: dict[str, list[float | None]]
