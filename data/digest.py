@@ -79,6 +79,11 @@ def as_keys(keys: Iterable[bytes]) -> Keys:
     return np.frombuffer(joined, dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 
+def key_bytes(key: NDArray[np.uint64]) -> bytes:
+    """Return one row of `Keys` as its 16 bytes."""
+    return key.astype(">u8").tobytes()
+
+
 def key_hex(key: NDArray[np.uint64]) -> str:
     """Return one row of `Keys` as 32 hexadecimal digits."""
-    return f"{int(key[0]):016x}{int(key[1]):016x}"
+    return key_bytes(key).hex()

@@ -1,0 +1,32 @@
+"""The configurations of the commands that fill and tend the store; light enough for `frostline --help`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from data.config import ManifestConfig
+
+
+class ExtractConfig(ManifestConfig):
+    """What `extract` can be told."""
+
+    store: Path = Field(description="the feature store, a directory; made if it does not exist")
+    encoder: str | None = Field(
+        default=None, description="encoder id or alias; default: the offline encoder of the modality"
+    )
+    pooling: str = Field(default="auto", description="auto, cls, mean or max")
+    batch_size: Literal["auto"] | int = Field(default="auto", description="samples per batch")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<i>")
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        default="auto", description="fp32 is the library's own output to the letter; auto: fp16 on a GPU, else fp32"
+    )
+    dtype: Literal["auto", "float16", "float32"] = Field(
+        default="auto", description="stored type; auto: float32 for fp32, else float16"
+    )
+    workers: Literal["auto"] | int = Field(default="auto", description="threads that decode")
+    limit: int | None = Field(default=None, ge=1, description="only the first N samples")
+    shard: str = Field(default="0/1", description="i/n: this process takes part i of n; all fill one store")
+    trust_remote_code: bool = Field(default=False, description="run code that comes with a checkpoint")

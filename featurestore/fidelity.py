@@ -1,0 +1,153 @@
+"""Two guards on the values that are about to be stored.
+
+The *fidelity contract* compares the first samples of a run with the library's own transform and an
+fp32 forward pass, one sample at a time. The *canary* compares the encoder with the one that wrote
+the rows already stored, on fixed synthetic inputs, so that an upgrade of a library cannot mix two
+kinds of vectors under one fingerprint.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import SampleError
+from data.manifest import Modality, Source
+from featurestore.encoder import Encoder
+from featurestore.errors import EncoderError
+from featurestore.spec import Precision
+
+REFERENCE_SAMPLES = 4
+MIN_COSINE: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.999}
+"""The lowest cosine with the reference at which vectors may be stored."""
+
+CANARY_COSINE = 0.999
+_CANARY_TEXTS = (
+    "The heart is of normal size and the lungs are clear.",
+    "A brown dog runs across the wet sand with a stick in its mouth.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """How close the stored vectors are to the library's own.
+
+    Attributes
+    ----------
+    samples
+        Number of samples compared.
+    min_cosine
+        The lowest cosine between a stored vector and its reference.
+    max_abs
+        The largest absolute difference of one value.
+    max_relative
+        The largest difference in L2 norm, relative to the reference.
+    """
+
+    samples: int
+    min_cosine: float
+    max_abs: float
+    max_relative: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the figures as JSON-ready values."""
+        return asdict(self)
+
+
+def compare(x: NDArray[np.float32], reference: NDArray[np.float32]) -> Fidelity:
+    """Compare vectors with their reference, both of shape (n, d), row by row."""
+    a, b = x.astype(np.float64), reference.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = np.where(norms > 0, (a * b).sum(1) / np.maximum(norms, 1e-300), (norms == 0) * 1.0)
+    relative = np.linalg.norm(a - b, axis=1) / np.maximum(np.linalg.norm(b, axis=1), 1e-12)
+    return Fidelity(
+        samples=len(a),
+        min_cosine=float(cosine.min()),
+        max_abs=float(np.abs(a - b).max()),
+        max_relative=float(relative.max()),
+    )
+
+
+def check_fidelity(encoder: Encoder, sources: Sequence[Source], x: NDArray[np.float32], *, name: str) -> Fidelity:
+    """Compare the first vectors of a run with the reference path.
+
+    Parameters
+    ----------
+    encoder
+        The encoder that made them.
+    sources, x
+        The samples and their vectors, float32, shape (n, d).
+    name
+        The encoder's id, for the message.
+
+    Raises
+    ------
+    EncoderError
+        If the vectors are further from the reference than their precision allows.
+    """
+    n = min(REFERENCE_SAMPLES, len(sources))
+    reference = encoder.encode_reference(sources[:n]).numpy()
+    fidelity = compare(x[:n], reference)
+    budget = MIN_COSINE[encoder.spec.precision]
+    if fidelity.min_cosine < budget:
+        raise EncoderError(
+            f"{name}: the {encoder.spec.precision} vectors reach a cosine of {fidelity.min_cosine:.6f} with the "
+            f"library's own fp32 output where {budget} is required; nothing was stored. Use --precision fp32."
+        )
+    return fidelity
+
+
+def canary_vectors(encoder: Encoder) -> NDArray[np.float32]:
+    """Return the encoder's vectors of fixed synthetic samples, float32, shape (2, d)."""
+    with tempfile.TemporaryDirectory(prefix="frostline-canary-") as folder:
+        items = [encoder.read(source) for source in _canary_sources(encoder.spec.modality, Path(folder))]
+        vectors: NDArray[np.float32] = encoder.encode(encoder.collate(items)).numpy()
+    return vectors
+
+
+def refuse_drift(cosine: float, *, name: str) -> None:
+    """Refuse an encoder that no longer gives what the stored rows were made with.
+
+    Parameters
+    ----------
+    cosine
+        The lowest cosine between its canary vectors now and those recorded when the first row was stored.
+    name
+        The encoder's id, for the message.
+
+    Raises
+    ------
+    EncoderError
+        If the vectors have moved.
+    """
+    if cosine < CANARY_COSINE:
+        raise EncoderError(
+            f"{name}: this installation gives other vectors than the one that wrote the stored rows "
+            f"(cosine {cosine:.6f} on the canary inputs, {CANARY_COSINE} required), so new rows would not match "
+            f"them. Use the library versions that `frostline store info` lists, or another --store."
+        )
+
+
+def _canary_sources(modality: Modality, folder: Path) -> list[Source]:
+    """Return the synthetic samples of one modality; images are written into `folder`."""
+    if modality == "text":
+        return [Source("text", text=text) for text in _CANARY_TEXTS]
+    if modality == "image":
+        return [Source("image", path=_write_canary_image(folder, seed)) for seed in range(2)]
+    raise SampleError("unsupported", f"no canary inputs for modality {modality!r}")
+
+
+def _write_canary_image(folder: Path, seed: int) -> Path:
+    """Write one smooth random picture, 320 x 256, as PNG; the same bytes for the same seed."""
+    from PIL import Image
+
+    coarse = np.random.default_rng(seed).integers(0, 256, size=(8, 10, 3), dtype=np.uint8)
+    path = folder / f"canary-{seed}.png"
+    # Nearest-neighbour blocks: no resampling filter of a library decides the pixels of the canary itself.
+    Image.fromarray(np.ascontiguousarray(coarse.repeat(32, axis=0).repeat(32, axis=1))).save(path)
+    return path

@@ -1,0 +1,128 @@
+"""`extract --dry-run`: what would be done and why, how long it would take and how much it would store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from data.errors import SampleError
+from featurestore.describe import differences, size
+from featurestore.extract import Job, source_at
+from featurestore.pipeline import Pipeline
+from featurestore.spec import EncoderSpec
+
+TRIAL_SAMPLES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What an extraction would do.
+
+    Attributes
+    ----------
+    encoder, fingerprint
+        The encoder's id and the identity of its values.
+    samples, cached, missing, failed_before, unreadable, absent, duplicates
+        Samples in the manifest, and what would become of them.
+    why
+        For each reason why samples are missing, one sentence.
+    seconds, samples_per_second
+        Predicted from a trial of a few samples; None if there is nothing to encode.
+    bytes
+        What would be added to the store.
+    """
+
+    encoder: str
+    fingerprint: str
+    samples: int
+    cached: int
+    missing: int
+    failed_before: int
+    unreadable: int
+    absent: int
+    duplicates: int
+    why: tuple[str, ...]
+    seconds: float | None
+    samples_per_second: float | None
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the forecast as JSON-ready values."""
+        return asdict(self)
+
+    def explain(self) -> str:
+        """Return the forecast in words."""
+        lines = [
+            f"{self.encoder}  fingerprint {self.fingerprint[:12]}",
+            f"  samples     {self.samples}",
+            f"  cached      {self.cached}",
+            f"  missing     {self.missing}",
+        ]
+        rest = {
+            "failed before": self.failed_before,
+            "unreadable": self.unreadable,
+            "empty cells": self.absent,
+            "same content": self.duplicates,
+        }
+        lines += [f"  {name:<11} {count}" for name, count in rest.items() if count]
+        lines += [f"  why: {reason}" for reason in self.why]
+        if self.seconds is not None:
+            lines.append(f"  predicted   {self.seconds:.0f} s at {self.samples_per_second:.1f} samples/s")
+        lines.append(f"  would store {size(self.bytes)}")
+        return "\n".join(lines)
+
+
+def forecast(job: Job) -> Forecast:
+    """Predict a prepared extraction; a few samples are decoded and encoded, nothing is stored."""
+    rate = _trial(job) if job.plan.batches else None
+    spec = job.encoder.spec
+    return Forecast(
+        encoder=job.name,
+        fingerprint=spec.fingerprint,
+        samples=len(job.manifest),
+        cached=job.plan.cached,
+        missing=job.plan.missing,
+        failed_before=job.plan.failed_before,
+        unreadable=job.plan.unreadable,
+        absent=job.plan.absent,
+        duplicates=job.plan.duplicates,
+        why=tuple(_reasons(job, spec)),
+        seconds=None if rate is None else job.plan.missing / rate,
+        samples_per_second=rate,
+        bytes=job.plan.missing * (spec.dim * np.dtype(spec.dtype).itemsize + 16),
+    )
+
+
+def _trial(job: Job) -> float | None:
+    """Return samples per second over a few samples, warm; None if none of them can be decoded."""
+    chosen = [i for batch in job.plan.batches for i in batch][:TRIAL_SAMPLES]
+    batches = [chosen[start : start + job.batch_size] for start in range(0, len(chosen), job.batch_size)]
+    pipeline = Pipeline(job.encoder, job.workers)
+    try:
+        first = job.encoder.read(source_at(job.manifest, chosen[0]))
+        job.encoder.encode(job.encoder.collate([first]))
+    except SampleError:
+        pass  # the trial itself counts what fails
+    started = time.perf_counter()
+    encoded = sum(len(batch.positions) for batch in pipeline.run(batches, lambda i: source_at(job.manifest, i)))
+    return encoded / (time.perf_counter() - started) if encoded else None
+
+
+def _reasons(job: Job, spec: EncoderSpec) -> list[str]:
+    """Say why samples that this encoder's id has already seen would be encoded again."""
+    if not job.plan.missing or job.store is None:
+        return []
+    relatives = [each for each in job.store.features() if job.name in each.names]
+    others = [each for each in relatives if each.fingerprint != spec.fingerprint and len(each)]
+    if not others:
+        return [] if job.features is not None and len(job.features) else ["nothing is stored of this encoder"]
+    wanted: Mapping[str, Any] = spec.to_dict()
+    return [
+        f"{len(each)} rows are stored under fingerprint {each.fingerprint[:12]}, which differs in "
+        f"{'; '.join(differences(each.spec.to_dict(), wanted))}"
+        for each in others
+    ]

@@ -1,0 +1,76 @@
+"""The configurations of the commands that fit and use heads; light enough for `frostline --help`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from data.config import Config, ManifestConfig, Names, Settings, positional
+
+
+class FitConfig(ManifestConfig):
+    """What `fit-head` can be told."""
+
+    store: Path = Field(description="the feature store")
+    encoder: Names = Field(min_length=1, description="encoder id as stored; several are joined side by side")
+    target: Names = Field(min_length=1, description="target column, or several joined by commas")
+    head: str = Field(default="linear", description="the head; `frostline heads` lists them")
+    kind: Literal["auto", "binary", "multiclass", "multilabel", "regression"] = Field(
+        default="auto", description="what kind of task it is"
+    )
+    folds: int = Field(default=5, ge=2, description="folds of the grouped, stratified cross-validation")
+    set: Settings = Field(default={}, description="a parameter of the head, key=value")
+    normalize: Literal["none", "l2"] = Field(default="none", description="scale each embedding to unit length")
+    threshold: str = Field(
+        default="youden", description="chosen on out-of-fold scores: youden, 0.5, sensitivity=0.9 or specificity=0.9"
+    )
+    positive: str | None = Field(
+        default=None, description="the positive class of a binary task; default: the last in order"
+    )
+    delimiter: str = Field(default="|", description="separates the labels of one cell")
+    min_positives: int = Field(
+        default=1, ge=1, description="labels with fewer positives are left out of macro averages"
+    )
+    bootstrap: int = Field(default=1000, ge=0, description="resamples of groups behind each interval")
+    pooling: str | None = Field(default=None, description="which stored pooling to use, if there are several")
+    precision: str | None = Field(default=None, description="which stored precision to use, if there are several")
+    allow_leakage: bool = Field(
+        default=False, description="fit in spite of shared groups or samples; the report says so"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of folds, fits and intervals")
+    out: Path = Field(description="the run directory to write")
+    overwrite: bool = Field(default=False, description="replace the run directory if it exists")
+
+
+class EvaluateConfig(ManifestConfig):
+    """What `evaluate` can be told."""
+
+    run: Path = Field(description="a run directory", json_schema_extra=positional(1))
+    manifest: Path = Field(description="labelled samples: a table or an image folder", json_schema_extra=positional(2))
+    store: Path = Field(description="the feature store")
+    split: str | None = Field(default=None, description="evaluate only the rows of this split: train, val or test")
+    split_column: str | None = Field(
+        default=None, description="the column that --split refers to; default: the run's own"
+    )
+    bootstrap: int = Field(default=1000, ge=0, description="resamples of groups behind each interval")
+    seed: int = Field(default=0, ge=0, description="seed of the intervals")
+
+
+class PredictConfig(Config):
+    """What `predict` can be told."""
+
+    run: Path = Field(description="a run directory", json_schema_extra=positional(1))
+    manifest: Path = Field(
+        description="a manifest, a folder or one file; what is not in the store is encoded",
+        json_schema_extra=positional(2),
+    )
+    out: Path = Field(description="the CSV to write")
+    store: Path | None = Field(default=None, description="a feature store to read from and add to")
+    input: str | None = Field(default=None, description="column to encode")
+    id: str | None = Field(default=None, description="column of unique sample names")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<i>")
+    batch_size: Literal["auto"] | int = Field(default="auto", description="samples per batch")
+    workers: Literal["auto"] | int = Field(default="auto", description="threads that decode")
+    trust_remote_code: bool = Field(default=False, description="run code that comes with a checkpoint")

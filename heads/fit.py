@@ -1,0 +1,265 @@
+"""`fit-head`: one head on stored embeddings, judged on data it has not seen.
+
+::
+
+    labelled data -> leakage gate -> folds -> out-of-fold scores -> thresholds
+                  -> refit on all training rows -> val, test -> run directory
+
+Everything that is chosen (thresholds, stopping epochs, penalties) is chosen on training rows; the
+reported rows are only ever predicted.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings as python_warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.digest import digest_json
+from data.errors import LeakageError
+from data.progress import Progress, Silent
+from data.sources import read_manifest
+from data.split import make_folds
+from data.task import count_classes, encode_targets, read_task
+from featurestore.store import FeatureStore
+from heads.artifact import save_bundle
+from heads.base import Head, HeadWarning
+from heads.catalog import make_head
+from heads.config import FitConfig
+from heads.labelled import Labelled, join_features, label
+from heads.metrics import evaluate
+from heads.record import RunRecord
+from heads.report import write_plots, write_report
+from heads.run import new_run, prediction_columns, truth_columns, write_config, write_history, write_table
+from heads.scoring import Scores, answers, class_probabilities, scores_of
+from heads.thresholds import choose_thresholds
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rows that were predicted by a head that never saw them."""
+
+    split: str
+    rows: NDArray[np.int64]
+    scores: Scores
+    fold: NDArray[np.int64] | None = None
+
+
+def fit(config: FitConfig, *, command: str = "", progress: Progress | None = None) -> RunRecord:
+    """Fit a head and write its run directory.
+
+    Parameters
+    ----------
+    config
+        What to fit.
+    command
+        The command line, for the record.
+    progress
+        Told how far the work is.
+
+    Raises
+    ------
+    FrostlineError
+        If the manifest, the features, the splits, the head or the run directory are wrong.
+    """
+    progress = progress or Silent()
+    with new_run(config.out, overwrite=config.overwrite) as folder:
+        started = time.perf_counter()
+        data = load(config, progress)
+        remarks = gate(data, allow=config.allow_leakage)
+        train = data.rows("train")
+        folds = make_folds(
+            data.y[train], data.task.kind, data.groups[train], config.folds, config.seed, classes=data.task.classes
+        )
+        remarks += folds.warnings
+        progress.stage(f"fitting {config.head}", config.folds + 1)
+        with _remarks(remarks):
+            oof = cross_validate(config, data, train, folds.assignment, progress)
+            fitting = time.perf_counter()
+            head = fit_rows(config, data, train)
+            fit_seconds = time.perf_counter() - fitting
+            progress.advance()
+        thresholds = choose_thresholds(data.task.kind, data.y[train], oof, rule=config.threshold)
+        judged = [Judged("cv", train, oof, folds.assignment)] + [
+            Judged(name, data.rows(name), scores_of(head, data.X[data.rows(name)], data.task))
+            for name in ("val", "test")
+            if len(data.rows(name))
+        ]
+        metrics = judge(config, data, judged, thresholds, progress)
+        write_config(folder, config)
+        write_table(folder / "predictions.csv", predictions(data, judged, thresholds))
+        write_history(folder, getattr(head, "history_", []))
+        save_bundle(
+            folder / "head",
+            head,
+            task=data.task.to_dict(),
+            inputs=[asdict(block) for block in data.blocks],
+            extra={"thresholds": _plain(thresholds), "normalize": config.normalize},
+        )
+        record = RunRecord(
+            command=command,
+            config=config.to_dict(),
+            manifest_digest=data.manifest.digest,
+            split_digest=digest_json([data.split.tolist(), folds.assignment.tolist()]),
+            inputs=tuple(asdict(block) for block in data.blocks),
+            head={"name": head.name, "version": head.version, "params": head.get_params()},
+            task=data.task.to_dict(),
+            counts=counts(data),
+            metrics=metrics,
+            thresholds=_plain(thresholds),
+            leakage=data.leakage.to_dict(),
+            warnings=tuple(remarks),
+            seed=config.seed,
+            timings={"total_seconds": time.perf_counter() - started, "fit_seconds": fit_seconds},
+        )
+        record.write(folder)
+        progress.stage("plots and report", 2)
+        write_plots(folder)
+        progress.advance()
+        write_report([folder], folder / "report.html")
+        progress.advance()
+    return record
+
+
+def load(config: FitConfig, progress: Progress) -> Labelled:
+    """Read the manifest, its targets and its stored features, and audit them."""
+    manifest = read_manifest(
+        config.manifest, input=config.input, id=config.id, split=config.split, group=config.group, bag=config.bag
+    )
+    task, _ = read_task(manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive)
+    make_head(config.head, task.kind, config.set, config.seed)  # a wrong parameter is found before any file is read
+    store = FeatureStore(config.store)
+    inputs = join_features(
+        manifest,
+        store,
+        config.encoder,
+        pooling=config.pooling,
+        precision=config.precision,
+        normalize=config.normalize,
+        progress=progress,
+    )
+    return label(inputs, task, encode_targets(task, inputs.manifest), store, progress)
+
+
+def gate(data: Labelled, *, allow: bool) -> list[str]:
+    """Refuse data whose splits share samples or groups, or return the refusal as a warning.
+
+    Raises
+    ------
+    LeakageError
+        If the splits leak and that was not allowed.
+    """
+    if data.leakage.clean:
+        return []
+    if not allow:
+        raise LeakageError(f"{data.manifest.path}: {data.leakage.message()}")
+    return [f"leakage allowed: {data.leakage.message()}"]
+
+
+def cross_validate(
+    config: FitConfig, data: Labelled, train: NDArray[np.int64], folds: NDArray[np.int64], progress: Progress
+) -> Scores:
+    """Return out-of-fold scores of the training rows: each is predicted by a head that saw neither it nor its group."""
+    oof: Scores | None = None
+    for fold in range(config.folds):
+        held_out = folds == fold
+        head = fit_rows(config, data, train[~held_out])
+        scores = scores_of(head, data.X[train[held_out]], data.task)
+        if oof is None:
+            oof = np.full((len(train), *scores.shape[1:]), np.nan)
+        oof[held_out] = scores
+        progress.advance()
+    assert oof is not None  # there are at least two folds
+    return oof
+
+
+def fit_rows(config: FitConfig, data: Labelled, rows: NDArray[np.int64]) -> Head:
+    """Fit a new head of the configuration on some rows."""
+    head = make_head(config.head, data.task.kind, config.set, config.seed)
+    return head.fit(data.X[rows], data.y[rows], groups=data.groups[rows])
+
+
+def judge(
+    config: FitConfig, data: Labelled, judged: Sequence[Judged], thresholds: Any, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Return the metrics of each split, with intervals over effective groups."""
+    progress.stage("intervals", len(judged))
+    metrics = {}
+    for part in judged:
+        metrics[part.split] = evaluate(
+            data.task.kind,
+            data.y[part.rows],
+            part.scores,
+            classes=data.task.classes or data.task.targets,
+            groups=data.groups[part.rows],
+            thresholds=thresholds,
+            n_boot=config.bootstrap,
+            seed=config.seed,
+            min_positives=config.min_positives,
+        )
+        progress.advance()
+    return metrics
+
+
+def predictions(data: Labelled, judged: Sequence[Judged], thresholds: Any) -> dict[str, list[str]]:
+    """Return one row per judged sample, as text columns."""
+    table: dict[str, list[str]] = {}
+    for part in judged:
+        fold = [""] * len(part.rows) if part.fold is None else [str(k) for k in part.fold]
+        columns = {
+            "id": [data.manifest.ids[i] for i in part.rows],
+            "split": [part.split] * len(part.rows),
+            "fold": fold,
+            "group": [data.group_names[i] for i in part.rows],
+            **truth_columns(data.task, data.y[part.rows]),
+            **prediction_columns(
+                data.task, class_probabilities(part.scores, data.task), answers(part.scores, data.task, thresholds)
+            ),
+        }
+        for name, values in columns.items():
+            table.setdefault(name, []).extend(values)
+    return table
+
+
+def counts(data: Labelled) -> dict[str, Any]:
+    """Return how many samples, groups and labels there are, per split, and what was dropped and why."""
+    splits = {}
+    for name in ("train", "val", "test"):
+        rows = data.rows(name)
+        if len(rows):
+            splits[name] = {
+                "samples": len(rows),
+                "groups": len(np.unique(data.groups[rows])),
+                "classes": count_classes(data.task, data.y[rows]),
+            }
+    dropped = {reason: {"count": len(ids), "ids": list(ids)} for reason, ids in data.dropped.items()}
+    return {
+        "samples": len(data.y),
+        "groups": len(np.unique(data.groups)),
+        "splits": splits,
+        "dropped": dropped,
+    }
+
+
+def _plain(thresholds: Any) -> Any:
+    """Return thresholds as JSON values: a number, a list, or None for a task without any."""
+    return thresholds.tolist() if isinstance(thresholds, np.ndarray) else thresholds
+
+
+@contextmanager
+def _remarks(remarks: list[str]) -> Iterator[None]:
+    """Collect what heads warn about, each remark once, instead of printing it."""
+    with python_warnings.catch_warnings(record=True) as caught:
+        python_warnings.simplefilter("always", HeadWarning)
+        yield
+    for warning in caught:
+        if not issubclass(warning.category, HeadWarning):
+            python_warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        elif str(warning.message) not in remarks:
+            remarks.append(str(warning.message))

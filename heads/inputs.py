@@ -1,0 +1,212 @@
+"""Inputs of a head: stored embeddings joined to a manifest by content, never by position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.digest import Keys, as_keys, id_key, key_bytes
+from data.filecache import FileCache
+from data.manifest import Manifest, Source
+from data.progress import Progress, Silent
+from data.sources import read_manifest
+from featurestore.errors import FeaturesMissing
+from featurestore.features import Features
+from featurestore.ledger import Failure
+from featurestore.store import FeatureStore
+from heads.errors import HeadError
+
+Normalize = Literal["none", "l2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """The embeddings of one encoder, as a column of blocks in X.
+
+    Attributes
+    ----------
+    encoder, fingerprint, snapshot
+        Who made them, the identity of their values, and the state of the store they were read in.
+    dim
+        Their length.
+    modality, pooling, precision, dtype
+        How they were made; with `encoder` enough to make them again.
+    """
+
+    encoder: str
+    fingerprint: str
+    snapshot: str
+    dim: int
+    modality: str
+    pooling: str
+    precision: str
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """A feature matrix and where its rows came from.
+
+    Attributes
+    ----------
+    manifest
+        The samples that every encoder has an embedding of, in manifest order.
+    X
+        Their embeddings side by side, float32, shape (n, d).
+    keys
+        The content keys of the first encoder's inputs, shape (n, 2).
+    blocks
+        One entry per encoder.
+    dropped
+        Samples left out: reason to ids.
+    """
+
+    manifest: Manifest
+    X: NDArray[np.float32]
+    keys: Keys
+    blocks: tuple[Block, ...]
+    dropped: Mapping[str, tuple[str, ...]]
+
+
+def find_features(
+    store: FeatureStore, encoders: Sequence[str], *, pooling: str | None = None, precision: str | None = None
+) -> list[Features]:
+    """Return the stored features of each encoder id; no encoder is loaded.
+
+    Raises
+    ------
+    FeaturesMissing
+        If the store has none, or several that the options do not tell apart.
+    HeadError
+        If an encoder is named twice.
+    """
+    found = [store.find(name, pooling=pooling, precision=precision) for name in encoders]
+    prints = [features.fingerprint for features in found]
+    for name, fingerprint in zip(encoders, prints, strict=True):
+        if prints.count(fingerprint) > 1:
+            raise HeadError(f"--encoder {name}: the same features are named twice; name each encoder once")
+    return found
+
+
+def load_inputs(
+    manifest: Manifest,
+    features: Sequence[Features],
+    encoders: Sequence[str],
+    cache: FileCache,
+    *,
+    failed: Sequence[Mapping[bytes, Failure]],
+    normalize: Normalize = "none",
+    workers: int = 4,
+    progress: Progress | None = None,
+) -> Inputs:
+    """Join stored embeddings to a manifest.
+
+    Parameters
+    ----------
+    manifest
+        The samples.
+    features, encoders
+        What to join, and the ids it was asked for by.
+    cache
+        Knows the files' content keys.
+    failed
+        For each of `features`, the ledger's entries by key: samples that could not be encoded.
+    normalize
+        ``l2`` scales every embedding of every encoder to unit length.
+    workers
+        Threads that read files whose key is not known.
+    progress
+        Told about reading files.
+
+    Raises
+    ------
+    FeaturesMissing
+        If samples were never encoded; those that failed to encode are dropped and listed instead.
+    """
+    keys = [_keys(manifest, each, cache, workers, progress or Silent()) for each in features]
+    dropped: dict[str, tuple[str, ...]] = {}
+    keep = np.ones(len(manifest), bool)
+    for each, name, (columns, problem), ledger in zip(features, encoders, keys, failed, strict=True):
+        stored = each.contains(columns)
+        for i in np.flatnonzero(~stored):
+            failure = ledger.get(key_bytes(columns[i]))
+            if i not in problem and failure is not None:
+                problem[int(i)] = failure.kind
+        never = [i for i in np.flatnonzero(~stored) if i not in problem]
+        if never:
+            shown = ", ".join(manifest.ids[i] for i in never[:3])
+            raise FeaturesMissing(
+                f"{manifest.path}: {len(never)} of {len(manifest)} samples have no {name} features in the store "
+                f"(first: {shown}); run: frostline extract {manifest.path} --encoder {name} --store <DIR>"
+            )
+        for reason in sorted(set(problem.values())):
+            ids = tuple(manifest.ids[i] for i in sorted(problem) if problem[i] == reason)
+            dropped[f"{name}: {reason}"] = ids
+        keep[list(problem)] = False
+    kept = np.flatnonzero(keep)
+    if not len(kept):
+        raise FeaturesMissing(f"{manifest.path}: no sample has features of {', '.join(encoders)}")
+    blocks = [each.take(columns[kept]).astype(np.float32) for each, (columns, _) in zip(features, keys, strict=True)]
+    if normalize == "l2":
+        blocks = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in blocks]
+    return Inputs(
+        manifest=manifest.select([int(i) for i in kept]),
+        X=np.ascontiguousarray(np.concatenate(blocks, axis=1)),
+        keys=keys[0][0][kept],
+        blocks=tuple(_block(each, name) for each, name in zip(features, encoders, strict=True)),
+        dropped=dropped,
+    )
+
+
+def input_column(manifest: Manifest, modality: str) -> str:
+    """Return the column that holds one modality: the manifest's own input, else the column of that name or ``path``."""
+    if manifest.modality == modality:
+        return manifest.input
+    return modality if modality in manifest.columns else "path"
+
+
+def sources_for(manifest: Manifest, modality: str) -> tuple[Source | None, ...]:
+    """Return the contents of one modality, in manifest order.
+
+    Raises
+    ------
+    ManifestError
+        If the manifest has no column of that modality.
+    """
+    if manifest.modality == modality:
+        return manifest.sources
+    other = read_manifest(manifest.path, input=input_column(manifest, modality), **manifest.roles)
+    at = {name: i for i, name in enumerate(other.ids)}
+    return tuple(other.sources[at[name]] for name in manifest.ids)
+
+
+def _keys(
+    manifest: Manifest, features: Features, cache: FileCache, workers: int, progress: Progress
+) -> tuple[Keys, dict[int, str]]:
+    """Return the keys of a manifest's samples and, by position, why a sample has none."""
+    if features.keyed_by == "id":
+        return as_keys(map(id_key, manifest.ids)), {}
+    sources = sources_for(manifest, features.spec.modality)
+    progress.stage("reading content keys", len(sources))
+    keys, unreadable = cache.keys(sources, workers=workers, progress=progress)
+    problem = {i: error.kind for i, error in unreadable.items()}
+    problem |= {i: f"no {features.spec.modality}" for i, source in enumerate(sources) if source is None}
+    return keys, dict(problem)
+
+
+def _block(features: Features, name: str) -> Block:
+    spec = features.spec
+    return Block(
+        encoder=name,
+        fingerprint=features.fingerprint,
+        snapshot=features.snapshot,
+        dim=features.dim,
+        modality=spec.modality,
+        pooling=spec.pooling,
+        precision=spec.precision,
+        dtype=spec.dtype,
+    )

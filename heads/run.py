@@ -1,0 +1,143 @@
+"""A run directory: written aside and renamed into place, so that it is whole or not there at all.
+
+::
+
+    RUN/
+      config.yaml        resolved; `fit-head --config` takes it back
+      record.json        what was done, on what, with which result
+      predictions.csv    one row per judged sample
+      history.json       learning curves of the final fit, if the head has any
+      head/              the bundle
+      plots/*.png
+      report.html
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from data.config import Config
+from data.task import Task
+from heads.errors import RunError
+
+
+@contextmanager
+def new_run(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a directory to write a run into; it takes its name when the block ends without an error.
+
+    Parameters
+    ----------
+    out
+        The run directory.
+    overwrite
+        Whether an existing run may be replaced.
+
+    Raises
+    ------
+    RunError
+        If `out` exists and may not be replaced, is no run, or cannot be written.
+    """
+    if out.exists():
+        if not overwrite:
+            raise RunError(f"--out {out}: exists already; choose another directory, or replace it with --overwrite")
+        if not (out / "record.json").is_file():
+            raise RunError(f"--out {out}: is not a run directory (no record.json), so it is not replaced")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(f"--out {out}: cannot be written: {error.strerror}") from error
+    try:
+        yield partial
+        replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
+        if out.exists():
+            out.rename(replaced)
+        partial.rename(out)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_config(run: Path, config: Config) -> None:
+    """Write the resolved configuration; paths are absolute, so that it means the same from anywhere."""
+    values = {
+        name: str(Path(value).absolute()) if isinstance(getattr(config, name), Path) else value
+        for name, value in config.to_dict().items()
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def write_history(run: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Write learning curves: one mapping per epoch or round."""
+    (run / "history.json").write_text(json.dumps(list(history), indent=1, allow_nan=False), encoding="utf-8")
+
+
+def prediction_columns(task: Task, scores: NDArray[np.float64], predicted: NDArray[Any]) -> dict[str, list[str]]:
+    """Return predictions as named text columns.
+
+    Parameters
+    ----------
+    task
+        The task.
+    scores
+        Probabilities (n, C) or (n, T), or values (n,) or (n, T) for regression.
+    predicted
+        Codes (n,), 0 and 1 of shape (n, T), or the values again.
+
+    Returns
+    -------
+    dict
+        ``pred`` and ``prob[<class>]``, or ``pred[<target>]`` and ``prob[<target>]`` where there are several targets.
+    """
+    if task.kind == "regression":
+        return _per_target("pred", task, predicted)
+    if task.kind == "multilabel":
+        return _per_target("pred", task, predicted.astype(np.int64)) | _named("prob", task.classes, scores)
+    return {"pred": [task.classes[code] for code in predicted]} | _named("prob", task.classes, scores)
+
+
+def truth_columns(task: Task, y: NDArray[Any]) -> dict[str, list[str]]:
+    """Return the labels as named text columns; a missing label is empty."""
+    if task.kind in ("regression", "multilabel"):
+        return _per_target("true", task, y)
+    return {"true": [task.classes[code] if code >= 0 else "" for code in y]}
+
+
+def write_table(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
+    """Write named columns as a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(columns)
+        table.writerows(zip(*columns.values(), strict=True))
+
+
+def _per_target(prefix: str, task: Task, values: NDArray[Any]) -> dict[str, list[str]]:
+    if values.ndim == 1:
+        return {prefix: [_text(value) for value in values]}
+    names = task.classes if task.kind == "multilabel" else task.targets
+    return _named(prefix, names, values)
+
+
+def _named(prefix: str, names: Sequence[str], values: NDArray[Any]) -> dict[str, list[str]]:
+    return {f"{prefix}[{name}]": [_text(value) for value in values[:, j]] for j, name in enumerate(names)}
+
+
+def _text(value: Any) -> str:
+    """Write a number so that it reads back exactly; a missing one as nothing."""
+    number = float(value)
+    if np.isnan(number):
+        return ""
+    return str(int(number)) if number.is_integer() and isinstance(value, np.integer) else repr(number)
