@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data.manifest import Modality, Source
-from featurestore.spec import EncoderSpec, Precision
+from featurestore.spec import EncoderSpec, Precision, StoredType
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class EncoderOptions:
     modality: Modality | None = None
     pooling: str = "auto"
     precision: Precision = "fp32"
-    dtype: str = "float16"
+    dtype: StoredType = "float16"
     device: str = "cpu"
     trust_remote_code: bool = False
 

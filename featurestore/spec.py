@@ -22,6 +22,8 @@ SCHEMA = 1
 Precision = Literal["fp32", "fp16", "bf16"]
 """``fp32`` runs the reference path to the letter; the others may decode and resize faster within a measured error."""
 
+StoredType = Literal["float16", "float32"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
@@ -61,7 +63,7 @@ class EncoderSpec:
     layer: str
     pooling: str
     precision: Precision
-    dtype: Literal["float16", "float32"]
+    dtype: StoredType
     dim: int
     version: int = 1
 

@@ -1,0 +1,83 @@
+"""The forward pass of a frozen network: its arithmetic, its copies and its check for overflow, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from featurestore.spec import Precision
+
+Inputs = TypeVar("Inputs")
+_Model = TypeVar("_Model", bound=nn.Module)
+_AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def freeze(model: _Model, device: str) -> _Model:
+    """Return the model in eval mode, in float32, without gradients, on a device."""
+    return model.float().eval().requires_grad_(requires_grad=False).to(device)
+
+
+class Forward(Generic[Inputs]):
+    """A frozen forward pass.
+
+    ``fp32`` is the reference: no autocast, no TF32. ``fp16`` and ``bf16`` autocast; a batch whose result
+    is not finite is computed again in ``fp32``, so that an overflow of half precision costs time and
+    never values. What is still not finite afterwards is so in the network itself, and is returned as it is.
+
+    Parameters
+    ----------
+    compute
+        From inputs on the device to embeddings, shape (n, dim).
+    device, precision
+        Where, and in which arithmetic.
+
+    Attributes
+    ----------
+    fallbacks
+        Number of batches that were computed again in fp32.
+    """
+
+    def __init__(self, compute: Callable[[Inputs], Tensor], *, device: str, precision: Precision) -> None:
+        self.device = torch.device(device)
+        self.precision = precision
+        self.fallbacks = 0
+        self._compute = compute
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
+        if self.precision == "fp32":
+            return self.reference(inputs)
+        with torch.inference_mode(), torch.autocast(self.device.type, _AUTOCAST[self.precision]):
+            vectors = self._compute(inputs).float().cpu()
+        if bool(torch.isfinite(vectors).all()):
+            return vectors
+        self.fallbacks += 1
+        return self.reference(inputs)
+
+    def reference(self, inputs: Inputs) -> Tensor:
+        """Return the embeddings of a batch in full float32, whatever the precision."""
+        with torch.inference_mode(), _full_float32():
+            return self._compute(inputs).float().cpu()
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Keep matrix products and convolutions of a GPU in IEEE float32: TF32 has ten bits of mantissa."""
+    knobs = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]  # set at run time
+    before = [knob.fp32_precision for knob in knobs]
+    try:
+        for knob in knobs:
+            knob.fp32_precision = "ieee"
+        yield
+    finally:
+        for knob, value in zip(knobs, before, strict=True):
+            knob.fp32_precision = value
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor from which a copy to the device can run beside computation."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor

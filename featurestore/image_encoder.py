@@ -1,0 +1,105 @@
+"""ImageEncoder: any frozen image tower, with the work shared by all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.images import load_image
+from data.manifest import Source
+from featurestore.forward import Forward, pinned
+from featurestore.spec import EncoderSpec
+from featurestore.transform import ImageTransform
+
+
+class ImageEncoder:
+    """A frozen image encoder; fulfils `featurestore.encoder.Encoder`.
+
+    In ``fp32`` the geometry is the library's own, computed on the CPU in the reading threads. In ``fp16``
+    and ``bf16`` large images are decoded at a fraction of their size, and a GPU resizes what it is given.
+    Pixels travel as bytes and are normalised on the device.
+
+    Parameters
+    ----------
+    spec
+        The encoder's identity.
+    transform
+        Geometry and statistics of the checkpoint.
+    compute
+        From normalised images, float32 of shape (n, 3, h, w), to embeddings of shape (n, dim).
+    reference_transform
+        The library's own transform, from an RGB PIL image to a float32 tensor of shape (3, h, w).
+    device
+        A torch device.
+    channels_last
+        Whether the network is convolutional and computes faster with channels innermost.
+    """
+
+    truncated = 0
+
+    def __init__(
+        self,
+        *,
+        spec: EncoderSpec,
+        transform: ImageTransform,
+        compute: Callable[[Tensor], Tensor],
+        reference_transform: Callable[[Image.Image], Tensor],
+        device: str,
+        channels_last: bool = False,
+    ) -> None:
+        self.spec = spec
+        self.transform = transform
+        self._forward = Forward(compute, device=device, precision=spec.precision)
+        self._reference_transform = reference_transform
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._exact = spec.precision == "fp32"
+        self._resize_on_device = not self._exact and self._forward.device.type == "cuda"
+
+    @property
+    def fallbacks(self) -> int:
+        """Number of batches that overflowed half precision and were computed again in fp32."""
+        return self._forward.fallbacks
+
+    def read(self, source: Source) -> Tensor:
+        """Return one image as uint8: (3, h, w), or (H, W, 3) where the device will resize it.
+
+        Raises
+        ------
+        SampleError
+            If the image cannot be decoded, or is too elongated to be resized.
+        """
+        image = load_image(source, scaled_to=None if self._exact else self.transform.decode_side)
+        return torch.from_numpy(image) if self._resize_on_device else self.transform.apply(image)
+
+    def collate(self, items: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Return a batch: one uint8 tensor (n, 3, h, w), or a list where the device will resize."""
+        device = self._forward.device
+        if self._resize_on_device:
+            return [pinned(item, device) for item in items]
+        return pinned(torch.stack(list(items)), device)
+
+    def encode(self, batch: Tensor | list[Tensor]) -> Tensor:
+        """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
+        return self._forward(self._ready(self._on_device(batch)))
+
+    def encode_reference(self, sources: Sequence[Source]) -> Tensor:
+        """Return the embeddings by the library's own transform in fp32, one by one."""
+        return torch.cat([self._forward.reference(self._reference_input(source)) for source in sources])
+
+    def _on_device(self, batch: Tensor | list[Tensor]) -> Tensor:
+        device = self._forward.device
+        if isinstance(batch, list):
+            return torch.stack([self.transform.apply_on_device(image, device) for image in batch])
+        return batch.to(device, non_blocking=True)
+
+    def _ready(self, pixels: Tensor) -> Tensor:
+        return self.transform.normalize(pixels).contiguous(memory_format=self._layout)
+
+    def _reference_input(self, source: Source) -> Tensor:
+        image: Any = self._reference_transform(Image.fromarray(load_image(source)).convert("RGB"))
+        ready: Tensor = image.unsqueeze(0).to(self._forward.device)
+        return ready.contiguous(memory_format=self._layout)

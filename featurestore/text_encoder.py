@@ -1,0 +1,107 @@
+"""TextEncoder: any frozen text tower, with the work shared by all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.errors import SampleError
+from data.manifest import Source
+from featurestore.forward import Forward, pinned
+from featurestore.spec import EncoderSpec
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokenised texts.
+
+    Attributes
+    ----------
+    inputs
+        The network's keyword arguments, each of shape (n, t).
+    truncated
+        Number of texts that were cut at the encoder's limit.
+    """
+
+    inputs: Mapping[str, Tensor]
+    truncated: int
+
+
+class TextEncoder:
+    """A frozen text encoder; fulfils `featurestore.encoder.Encoder`.
+
+    Parameters
+    ----------
+    spec
+        The encoder's identity.
+    tokenize
+        From texts to `Tokens`; called by one thread at a time.
+    compute
+        From the token tensors, on the device, to embeddings of shape (n, dim).
+    device
+        A torch device.
+
+    Attributes
+    ----------
+    truncated
+        Number of texts that were cut at the encoder's limit so far.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: EncoderSpec,
+        tokenize: Callable[[Sequence[str]], Tokens],
+        compute: Callable[[Mapping[str, Tensor]], Tensor],
+        device: str,
+    ) -> None:
+        self.spec = spec
+        self.truncated = 0
+        self._tokenize = tokenize
+        self._forward = Forward(compute, device=device, precision=spec.precision)
+        # Tokenizers keep their truncation and padding as state, and count as they go.
+        self._lock = threading.Lock()
+
+    @property
+    def fallbacks(self) -> int:
+        """Number of batches that overflowed half precision and were computed again in fp32."""
+        return self._forward.fallbacks
+
+    def read(self, source: Source) -> str:
+        """Return the text.
+
+        Raises
+        ------
+        SampleError
+            If there is no text, or only white space.
+        """
+        if source.text is None or not source.text.strip():
+            raise SampleError("empty", f"{source}: expected a text, found none")
+        return source.text
+
+    def collate(self, items: Sequence[str]) -> dict[str, Tensor]:
+        """Return the tokens of a batch of texts, padded to the longest."""
+        with self._lock:
+            tokens = self._tokenize(items)
+            self.truncated += tokens.truncated
+        return {name: pinned(tensor, self._forward.device) for name, tensor in tokens.inputs.items()}
+
+    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
+        return self._forward(self._on_device(batch))
+
+    def encode_reference(self, sources: Sequence[Source]) -> Tensor:
+        """Return the embeddings in fp32, one text at a time."""
+        return torch.cat([self._forward.reference(self._reference_input(source)) for source in sources])
+
+    def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self._forward.device, non_blocking=True) for name, tensor in inputs.items()}
+
+    def _reference_input(self, source: Source) -> dict[str, Tensor]:
+        text = self.read(source)
+        with self._lock:
+            return self._on_device(self._tokenize([text]).inputs)
