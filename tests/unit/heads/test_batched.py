@@ -1,0 +1,342 @@
+"""The training loop: grouping changes nothing, optimiser and schedules equal torch's, early stopping, divergence."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from heads.batched import logits_of, train_many, train_one
+from heads.errors import HeadError
+from heads.estimators.mlp import Perceptron
+from heads.training.course import Course, schedule_factor
+from heads.training.layers import TrainingPass, batch_norm
+from heads.training.optimizer import StackedAdamW
+from heads.training.plan import Fold, Recipe, Regime
+
+N, D, C = 203, 12, 3
+REGIME = Regime(loss="cross_entropy", batch_size=50, max_epochs=10, patience=2)
+
+
+@pytest.fixture
+def data() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, C, N)
+    X = rng.normal(size=(N, D)) + rng.normal(size=(C, D))[y]
+    noisy = rng.random(N) < 0.2
+    return X.astype(np.float32), np.where(noisy, rng.integers(0, C, N), y)
+
+
+def folds_of() -> list[Fold]:
+    """Two folds of nearly one size, which train in lock-step, and one that is far smaller."""
+    part = np.minimum(np.arange(N) % 5, 2)
+    return [Fold(train=np.flatnonzero(part != k), monitor=np.flatnonzero(part == k), number=k) for k in range(3)]
+
+
+def grid() -> list[Recipe]:
+    """Every fold with configurations that differ in all that may differ."""
+    different = [
+        {"lr": 1e-3},
+        {"lr": 1e-2, "dropout": 0.3, "weight_decay": 0.1},
+        {"lr": 3e-2, "input_noise": 0.2, "smoothing": 0.1},
+        {"lr": 3e-3, "dropout": 0.6, "input_noise": 0.1, "gamma": 2.0, "seed": 1},
+    ]
+    return [Recipe(fold=fold, **settings) for fold, settings in itertools.product(range(3), different)]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "plateau"])
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_results_do_not_depend_on_grouping(data, norm, schedule):
+    X, y = data
+    architecture = Perceptron(inputs=D, outputs=C, hidden=(16, 8), norm=norm)
+    common = {"folds": folds_of(), "regime": replace(REGIME, schedule=schedule)}
+    together = train_many(architecture, X, y, recipes=grid(), **common)
+    in_chunks = train_many(architecture, X, y, recipes=grid(), at_once=5, **common)
+    alone = [train_many(architecture, X, y, recipes=[recipe], **common)[0] for recipe in grid()]
+    assert len({model.best_epoch for model in together}) > 1  # models stop at different times
+    for models in (in_chunks, alone):
+        for one, other in zip(together, models, strict=True):
+            assert one.history == other.history
+            for name in one.state:
+                np.testing.assert_array_equal(one.state[name], other.state[name])
+
+
+def test_configurations_of_a_fold_share_their_randomness_and_folds_do_not(data):
+    X, y = data
+    architecture = Perceptron(inputs=D, outputs=C, hidden=(8,))
+    recipes = [Recipe(lr=1e-30), Recipe(lr=2e-30), Recipe(lr=1e-30, seed=1), Recipe(lr=1e-30, fold=1)]
+    models = train_many(architecture, X, y, folds=folds_of(), recipes=recipes, regime=REGIME)
+    first = [model.state["0.weight"] for model in models]
+    np.testing.assert_array_equal(first[0], first[1])
+    assert not np.array_equal(first[0], first[2])
+    assert not np.array_equal(first[0], first[3])
+
+
+def test_global_random_state_is_untouched(data):
+    X, y = data
+    before = torch.get_rng_state()
+    train_one(
+        Perceptron(inputs=D, outputs=C),
+        X,
+        y,
+        fold=folds_of()[0],
+        recipe=Recipe(dropout=0.5, input_noise=0.1),
+        regime=REGIME,
+    )
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_rows_outside_the_fold_are_never_seen(data):
+    X, y = data
+    fold = Fold(train=np.arange(100), monitor=np.arange(100, 130))
+    poisoned, wrong = X.copy(), y.copy()
+    poisoned[130:], wrong[130:] = np.nan, 0
+    architecture = Perceptron(inputs=D, outputs=C, hidden=(8,), norm="batch")
+    clean, other = (
+        train_one(architecture, a, b, fold=fold, recipe=Recipe(input_noise=0.1), regime=REGIME)
+        for a, b in ((X, y), (poisoned, wrong))
+    )
+    for name in clean.state:
+        np.testing.assert_array_equal(clean.state[name], other.state[name])
+
+
+def test_shift_and_scale_equal_standardised_features(data):
+    X, y = data
+    fold = folds_of()[0]
+    shift, scale = X.mean(axis=0), X.std(axis=0)
+    architecture = Perceptron(inputs=D, outputs=C, hidden=(8,))
+    inside = train_one(architecture, X, y, fold=replace(fold, shift=shift, scale=scale), recipe=Recipe(), regime=REGIME)
+    outside = train_one(architecture, (X - shift) / scale, y, fold=fold, recipe=Recipe(), regime=REGIME)
+    np.testing.assert_array_equal(inside.state["0.weight"], outside.state["0.weight"])
+
+
+def test_missing_labels_are_masked(data):
+    X, _ = data
+    rng = np.random.default_rng(1)
+    y = (rng.random((N, 4)) < 0.4).astype(np.float64)
+    hidden = rng.random((N, 4)) < 0.3
+    weight = np.where(hidden, 0.0, 1.0)
+    regime = replace(REGIME, loss="binary_cross_entropy")
+    architecture = Perceptron(inputs=D, outputs=4, hidden=(8,))
+    by_nan = train_one(architecture, X, np.where(hidden, np.nan, y), fold=folds_of()[0], recipe=Recipe(), regime=regime)
+    by_weight = train_one(
+        architecture,
+        X,
+        np.where(hidden, 1 - y, y),
+        fold=replace(folds_of()[0], weight=weight),
+        recipe=Recipe(),
+        regime=regime,
+    )
+    for name in by_nan.state:
+        np.testing.assert_array_equal(by_nan.state[name], by_weight.state[name])
+
+
+def test_full_batch_training_equals_torch(data):
+    X, y = data
+    epochs, lr, decay = 20, 0.01, 0.1
+    architecture = Perceptron(inputs=D, outputs=C, hidden=(8,), norm="batch", order="linear-activation-norm")
+    regime = Regime(loss="cross_entropy", batch_size=N, max_epochs=epochs, schedule="constant")
+    start = train_one(
+        architecture, X, y, fold=Fold(train=np.arange(N)), recipe=Recipe(lr=1e-30), regime=replace(regime, max_epochs=1)
+    )
+    ours = train_one(
+        architecture, X, y, fold=Fold(train=np.arange(N)), recipe=Recipe(lr=lr, weight_decay=decay), regime=regime
+    )
+    hidden, norm, last = torch.nn.Linear(D, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, C)
+    with torch.no_grad():
+        for layer, name in ((hidden, "0"), (last, "logits")):
+            layer.weight.copy_(torch.from_numpy(start.state[f"{name}.weight"]).T)
+            layer.bias.copy_(torch.from_numpy(start.state[f"{name}.bias"]))
+    network = torch.nn.Sequential(hidden, torch.nn.ReLU(), norm, last)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [hidden.weight, last.weight], "weight_decay": decay},
+            {"params": [hidden.bias, last.bias, norm.weight, norm.bias], "weight_decay": 0.0},
+        ],
+        lr=lr,
+    )
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(network(torch.from_numpy(X)), torch.from_numpy(y))
+        loss.backward()
+        optimizer.step()
+    assert ours.history["train_loss"][-1] == pytest.approx(loss.item(), abs=1e-5)
+    np.testing.assert_allclose(ours.state["0.weight"], hidden.weight.detach().numpy().T, atol=2e-5)
+    np.testing.assert_allclose(ours.state["0.norm.mean"], norm.running_mean.numpy(), atol=1e-5)
+    np.testing.assert_allclose(ours.state["0.norm.variance"], norm.running_var.numpy(), rtol=1e-4)
+    network.eval()
+    np.testing.assert_allclose(
+        logits_of(architecture, ours.state, X), network(torch.from_numpy(X)).detach().numpy(), atol=1e-4
+    )
+
+
+def test_decay_reaches_matrices_only():
+    start = {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2), "shifts": torch.ones(2)}
+    optimizer = StackedAdamW([start, start], torch.device("cpu"))
+    nothing = sum(leaf.sum() for leaf in optimizer.leaves.values()) * 0
+    optimizer.step(nothing, torch.tensor([[0.1], [0.5]]), torch.tensor([[1.0], [1.0]]))
+    assert optimizer.leaves["a.weight"].unique().tolist() == pytest.approx([0.5, 0.9])
+    assert optimizer.leaves["a.bias"].unique().tolist() == [1.0]
+    assert optimizer.leaves["shifts"].unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize("rows", [1, 51, 101])
+def test_a_left_over_row_does_not_upset_batch_norm(data, rows):
+    X, y = data
+    architecture = Perceptron(inputs=D, outputs=C, hidden=(8,), norm="batch")
+    model = train_one(architecture, X, y, fold=Fold(train=np.arange(rows)), recipe=Recipe(), regime=REGIME)
+    assert all(np.isfinite(value).all() for value in model.state.values())
+    assert np.isfinite(logits_of(architecture, model.state, X)).all()
+
+
+def test_batch_norm_ignores_padding():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 6, 4, generator=generator)
+    real = torch.tensor([[1.0] * 4 + [0] * 2, [1.0] * 6])
+    share = (real / real.sum(1, keepdim=True))[:, None]
+    step = TrainingPass(row_share=share, rates=None, generators=[], stream=torch.arange(2))
+    gain, bias = torch.rand(2, 4, generator=generator), torch.rand(2, 4, generator=generator)
+    mean, variance = torch.zeros(2, 4), torch.ones(2, 4)
+    out = batch_norm(x, gain, bias, mean, variance, step)
+    for model, rows in ((0, 4), (1, 6)):
+        theirs = torch.nn.BatchNorm1d(4)
+        with torch.no_grad():
+            theirs.weight.copy_(gain[model])
+            theirs.bias.copy_(bias[model])
+        torch.testing.assert_close(out[model, :rows], theirs(x[model, :rows]))
+        torch.testing.assert_close(mean[model], theirs.running_mean)
+        torch.testing.assert_close(variance[model], theirs.running_var)
+
+
+def test_dropout_meets_each_models_rate_and_keeps_the_mean():
+    rates = torch.tensor([0.0, 0.3, 0.9])
+    step = TrainingPass(
+        row_share=torch.empty(0),
+        rates=rates,
+        generators=[torch.Generator().manual_seed(0)],
+        stream=torch.zeros(3, dtype=torch.int64),
+    )
+    out = step.drop(torch.ones(3, 400, 500))
+    assert (out == 0).float().mean(dim=(1, 2)).numpy() == pytest.approx(rates.numpy(), abs=5e-3)
+    assert out.mean(dim=(1, 2)).numpy() == pytest.approx([1, 1, 1], abs=2e-2)
+    assert ((out[2] > 0) <= (out[1] > 0)).all()  # common random numbers: what survives 0.9 survives 0.3
+
+
+def test_input_noise_is_relative_to_each_feature_and_absent_from_scoring():
+    X = np.random.default_rng(0).normal(size=(4000, 2)) * [1.0, 100.0]
+    seen: list[torch.Tensor] = []
+
+    class Spy(Perceptron):
+        def forward(self, state, x, training):
+            if training is not None:
+                seen.append(x[0].clone())
+            return super().forward(state, x, training)
+
+    regime = Regime(loss="squared_error", batch_size=4000, max_epochs=1)
+    architecture = Spy(inputs=2, outputs=1, hidden=())
+    fold = Fold(train=np.arange(4000))
+    for noise in (0.0, 0.25):
+        train_one(architecture, X, np.zeros(4000), fold=fold, recipe=Recipe(input_noise=noise, lr=1e-30), regime=regime)
+    assert (seen[1] - seen[0]).std(dim=0).numpy() == pytest.approx([0.25, 25.0], rel=0.05)
+
+
+def test_cosine_equals_its_closed_form_at_every_step():
+    factors = [schedule_factor("cosine", step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx(np.arange(1, 11) / 10)
+    rest = np.arange(90) / 90
+    assert factors[10:] == pytest.approx(0.05 + 0.95 * (1 + np.cos(np.pi * rest)) / 2)
+    assert {schedule_factor("constant", step, 100, 0.1) for step in range(100)} == {1.0}
+
+
+def test_plateau_equals_torch():
+    losses = [1.0, 0.9, *[0.9] * 9, 0.5, *[0.6] * 14]
+    course = Course(patience=100, min_delta=0.0, schedule="plateau")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=5, threshold=0.0)
+    for loss in losses:
+        course.observe(loss, loss, course.factor)
+        theirs.step(loss)
+        assert course.factor == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert course.factor == pytest.approx(1e-3)
+
+
+def test_early_stopping_on_a_scripted_loss():
+    course = Course(patience=3, min_delta=0.01, schedule="constant")
+    answers = []
+    for loss in (1.0, 0.8, 0.795, 0.9, 0.85, 0.1):
+        answers.append(course.observe(0.0, loss, 1.0))
+        if course.finished:
+            break
+    assert answers == [True, True, False, False, False]
+    assert course.best_epoch == 1
+    assert course.history["monitor_loss"] == [1.0, 0.8, 0.795, 0.9, 0.85]
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best():
+    course = Course(patience=3, min_delta=0.0, schedule="constant")
+    assert course.observe(1.0, 0.5, 1.0)
+    assert not course.observe(float("nan"), -1.0, 1.0)
+    assert course.finished
+    assert course.best_epoch == 0
+    assert course.history["train_loss"] == [1.0, None]
+
+
+def test_best_weights_are_restored(data):
+    X, y = data
+    architecture = Perceptron(inputs=D, outputs=C, hidden=(64,))
+    regime = replace(REGIME, max_epochs=60, patience=4, schedule="constant")
+    fold = folds_of()[0]
+    model = train_one(architecture, X, y, fold=fold, recipe=Recipe(lr=0.03), regime=regime)
+    monitored = model.history["monitor_loss"]
+    assert len(monitored) == model.best_epoch + 1 + 4 < 60
+    logits = torch.from_numpy(logits_of(architecture, model.state, X[fold.monitor]))
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y[fold.monitor])).item()
+    assert loss == pytest.approx(monitored[model.best_epoch], abs=1e-6)
+    assert monitored[model.best_epoch] <= min(monitored) + regime.min_delta
+
+
+def test_without_monitor_rows_all_epochs_are_run(data):
+    X, y = data
+    model = train_one(
+        Perceptron(inputs=D, outputs=C), X, y, fold=Fold(train=np.arange(N)), recipe=Recipe(), regime=REGIME
+    )
+    assert model.best_epoch == REGIME.max_epochs - 1
+    assert model.history["monitor_loss"] == [None] * REGIME.max_epochs
+
+
+def test_divergence_names_the_model_and_spares_the_others(data):
+    X, y = data
+    regime = replace(REGIME, loss="squared_error", schedule="constant")
+    architecture = Perceptron(inputs=D, outputs=1, hidden=(8,), norm="none")
+    recipes = [Recipe(lr=1e-3), Recipe(lr=1e30)]
+    good, bad = train_many(architecture, X, y.astype(float), folds=folds_of(), recipes=recipes, regime=regime)
+    assert isinstance(bad, HeadError)
+    assert "lower lr (now 1e+30)" in str(bad)
+    alone = train_one(architecture, X, y.astype(float), fold=folds_of()[0], recipe=recipes[0], regime=regime)
+    np.testing.assert_array_equal(good.state["0.weight"], alone.state["0.weight"])
+    with pytest.raises(HeadError, match="diverged"):
+        train_one(architecture, X, y.astype(float), fold=folds_of()[0], recipe=recipes[1], regime=regime)
+
+
+def test_half_precision_and_read_only_features(data):
+    X, y = data
+    stored = X.astype(np.float16)
+    stored.flags.writeable = False
+    architecture = Perceptron(inputs=D, outputs=C, hidden=(8,))
+    half = train_one(architecture, stored, y, fold=folds_of()[0], recipe=Recipe(), regime=REGIME)
+    full = train_one(architecture, stored.astype(np.float32), y, fold=folds_of()[0], recipe=Recipe(), regime=REGIME)
+    np.testing.assert_array_equal(half.state["0.weight"], full.state["0.weight"])
+
+
+def test_a_fold_without_rows_and_an_unknown_device_are_refused(data):
+    X, y = data
+    architecture = Perceptron(inputs=D, outputs=C)
+    with pytest.raises(HeadError, match="fold 4 has no training rows"):
+        train_one(architecture, X, y, fold=Fold(train=np.empty(0, np.int64), number=4), recipe=Recipe(), regime=REGIME)
+    for name, message in (("cudda", "expected 'cpu'"), ("cuda:99", "CUDA devices found")):
+        with pytest.raises(HeadError, match=message):
+            train_one(architecture, X, y, fold=folds_of()[0], recipe=Recipe(), regime=REGIME, device=name)
