@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from data.errors import did_you_mean
+from data.task import Task
 from heads.errors import HeadError
 
 Rule = Literal["youden", "gmean", "sensitivity", "specificity", "half"]
@@ -120,13 +120,32 @@ def choose_threshold(
 
 
 def choose_thresholds(
-    y_true: ArrayLike, scores: ArrayLike, labels: Sequence[str], *, rule: Rule = "youden", at: float | None = None
+    task: Task, y_true: ArrayLike, scores: ArrayLike, *, rule: str = "youden"
 ) -> dict[str, Threshold]:
-    """Return the threshold of every label; `y_true` and `scores` have shape (n, L). See `choose_threshold`."""
-    y, s = np.asarray(y_true, dtype=np.float64), np.asarray(scores, dtype=np.float64)
-    if y.shape != s.shape or y.shape[1:] != (len(labels),):
+    """Return the thresholds of a task: of its positive class (binary), of each label (multilabel), else none.
+
+    Parameters
+    ----------
+    task
+        The task; only its kind and classes matter.
+    y_true, scores
+        Labels and out-of-fold probabilities, shape (n,) for binary, (n, L) for multilabel.
+    rule
+        In the words of `parse_rule`.
+
+    Raises
+    ------
+    HeadError
+        If the arguments do not fit.
+    """
+    name, at = parse_rule(rule)
+    if task.kind not in ("binary", "multilabel"):
+        return {}
+    labels = task.classes[-1:] if task.kind == "binary" else task.classes
+    y, s = (np.atleast_2d(np.asarray(values, dtype=np.float64).T).T for values in (y_true, scores))
+    if y.shape != s.shape or y.shape[1] != len(labels):
         raise HeadError(f"thresholds need labels and scores of shape (n, {len(labels)}), got {y.shape} and {s.shape}")
-    return {label: choose_threshold(y[:, j], s[:, j], rule=rule, at=at) for j, label in enumerate(labels)}
+    return {label: choose_threshold(y[:, j], s[:, j], rule=name, at=at) for j, label in enumerate(labels)}
 
 
 def _check_rule(rule: str, at: float | None) -> None:

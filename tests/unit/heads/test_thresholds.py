@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from data.task import Task
 from heads.errors import HeadError
 from heads.thresholds import choose_threshold, choose_thresholds, parse_rule
 
@@ -72,11 +73,22 @@ def test_one_class_falls_back_to_half_and_says_why():
 
 
 def test_each_label_has_its_own_and_unknown_labels_do_not_count():
+    task = Task(kind="multilabel", targets=("findings",), classes=("a", "b"))
     y = np.array([[0, 0], [0, np.nan], [1, 1], [1, np.nan]])
     scores = np.array([[0.1, 0.4], [0.2, 0.9], [0.6, 0.8], [0.9, 0.1]])
-    found = choose_thresholds(y, scores, ["a", "b"])
+    found = choose_thresholds(task, y, scores)
     assert {label: threshold.value for label, threshold in found.items()} == pytest.approx({"a": 0.4, "b": 0.6})
     assert json.loads(json.dumps(found["a"].to_dict()))["rule"] == "youden"
+    with pytest.raises(HeadError, match="shape"):
+        choose_thresholds(task, y[:, 0], scores[:, 0])
+
+
+def test_a_binary_task_has_one_for_its_positive_class_and_others_have_none():
+    task = Task(kind="binary", targets=("label",), classes=("benign", "malignant"))
+    found = choose_thresholds(task, [0, 0, 1], [0.1, 0.3, 0.5], rule="specificity=1")
+    assert {label: threshold.value for label, threshold in found.items()} == pytest.approx({"malignant": 0.4})
+    several = Task(kind="multiclass", targets=("label",), classes=("a", "b", "c"))
+    assert choose_thresholds(several, [0, 1, 2], np.eye(3)) == {}
 
 
 @pytest.mark.parametrize(
