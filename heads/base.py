@@ -141,6 +141,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
     kinds: ClassVar[frozenset[Kind]]
 
     standardize: bool
+    kind_: Kind
 
     @classmethod
     @abstractmethod
@@ -214,8 +215,17 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
 
     @classmethod
     def from_state(cls, params: Mapping[str, Any], state: HeadState) -> Self:
-        """Return the fitted head that `get_params` and `get_state` described."""
+        """Return the fitted head that `get_params` and `get_state` described.
+
+        Raises
+        ------
+        HeadError
+            If the parameters do not fit, or the state holds what no fit leaves behind.
+        """
         head = cls(**parse_params(cls, params))
+        for name in [*state.meta, *(name.partition("/")[0] for name in state.arrays)]:
+            if name.startswith("_") or not name.endswith("_"):
+                raise HeadError(f"{cls.name}: {name!r} is no learned attribute")
         for name, value in state.meta.items():
             setattr(head, name, _from_json(value))
         for name, value in state.arrays.items():
@@ -332,7 +342,7 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
                 f"{self.name}: expected at least two classes in the training rows, found one class: "
                 f"{', '.join(map(repr, self.classes_.tolist()))}"
             )
-        self.kind_: Kind = "binary" if len(self.classes_) == 2 else "multiclass"
+        self.kind_ = "binary" if len(self.classes_) == 2 else "multiclass"
         total = weight[keep]
         if self.class_weight == "balanced":
             share = np.bincount(codes, weights=total)
@@ -393,6 +403,7 @@ class RegressorHead(RegressorMixin, Head):  # type: ignore[misc]
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
+    kind_: Kind = "regression"
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

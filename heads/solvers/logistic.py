@@ -112,7 +112,7 @@ def fit_logistic(
     *,
     classes: int = 2,
     start: Tensor | None = None,
-    tol: float = 1e-6,
+    tol: float = 1e-10,
     max_iter: int = 1000,
 ) -> Solution:
     """Solve all problems.
