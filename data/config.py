@@ -101,7 +101,7 @@ class ManifestConfig(Config):
         description="a CSV, TSV, Parquet or JSONL table, or an image folder", json_schema_extra=positional(1)
     )
     input: str | None = Field(
-        default=None, description="column to encode; default: the only image, audio, video, text or path"
+        default=None, description="column to encode; default: the only one of image, audio, video, text, path"
     )
     id: str | None = Field(
         default=None, description="column of unique sample names; default: id, else the input itself"
@@ -116,7 +116,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    keys = [loader.construct_object(key) for key, _ in node.value]
     twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
     if twice is not None:
         raise ConfigError(f"line {node.start_mark.line + 1}: key {twice!r} is written twice")

@@ -101,8 +101,7 @@ class ExtractSummary:
     def explain(self) -> str:
         """Return the summary in words."""
         lines = [
-            f"{self.encoder}  fingerprint {self.fingerprint[:12]}  {self.precision} on {self.device}, "
-            f"stored as {self.dtype}",
+            f"{self.encoder}  fingerprint {self.fingerprint[:12]}  {self.precision} on {self.device} as {self.dtype}",
             f"  {self.samples} samples: {self.cached} cached, {self.encoded} encoded, {len(self.failures)} failed",
         ]
         rest = {
@@ -178,7 +177,7 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
         features = store.open(encoder.spec, name=name, create=create)
     progress.stage("reading content keys", len(manifest))
     cache = FileCache(store.files_cache if store else None)
-    keys, unreadable = cache.keys(manifest.sources, workers=workers, progress=progress)
+    keys, unreadable = cache.keys(manifest.sources, workers=workers, progress=progress.advance)
     batch_size = (
         automatic_batch_size(manifest.modality, device)
         if config.batch_size == "auto"
@@ -239,13 +238,14 @@ def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda
     if job.plan.batches:
         _guard_canary(job)
         progress.stage("encoding", job.plan.missing)
-        with _writer(job) as writer:
+        written_by = _written_by(job)
+        with job.features.writer(written_by=written_by) as writer:
             for batch in pipeline.run(job.plan.batches, lambda i: source_at(job.manifest, i)):
                 failures += [_record(job, ledger, i, error) for i, error in batch.failures]
                 if measured is None and batch.positions:
                     sources = [source_at(job.manifest, i) for i in batch.positions[: fidelity.REFERENCE_SAMPLES]]
                     measured = fidelity.check_fidelity(job.encoder, sources, batch.vectors, name=job.name)
-                    writer.written_by["fidelity"] = measured.to_dict()
+                    written_by["fidelity"] = measured.to_dict()  # read when the part is committed
                 refused = _store_batch(job, writer, ledger, batch, pipeline)
                 failures += refused
                 encoded += len(batch.positions) - len(refused)
@@ -364,11 +364,9 @@ def source_at(manifest: Manifest, position: int) -> Source:
     return source
 
 
-def _writer(job: Job) -> Writer:
-    assert job.features is not None
-    return job.features.writer(
-        written_by={"encoder": job.name, "device": job.device, "batch_size": job.batch_size, **library_versions()}
-    )
+def _written_by(job: Job) -> dict[str, Any]:
+    """Return what is recorded with the rows without being part of their identity."""
+    return {"encoder": job.name, "device": job.device, "batch_size": job.batch_size, "versions": library_versions()}
 
 
 def library_versions() -> dict[str, str]:
@@ -393,7 +391,7 @@ def _store_batch(
     """Store the finite vectors of a batch; return the failures of the others."""
     started = time.perf_counter()
     limit = np.finfo(job.encoder.spec.dtype).max
-    finite = (np.abs(batch.vectors) <= limit).all(axis=1)
+    finite = np.all(np.abs(batch.vectors) <= limit, axis=1)
     failures = []
     for position in np.asarray(batch.positions, np.int64)[~finite]:
         message = f"{job.manifest.sources[position]}: the embedding is not finite in {job.encoder.spec.dtype}"

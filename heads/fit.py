@@ -38,7 +38,7 @@ from heads.record import RunRecord
 from heads.report import write_plots, write_report
 from heads.run import new_run, prediction_columns, truth_columns, write_config, write_history, write_table
 from heads.scoring import Scores, answers, class_probabilities, scores_of
-from heads.thresholds import choose_thresholds
+from heads.thresholds import Threshold, choose_threshold, choose_thresholds, parse_rule
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def fit(config: FitConfig, *, command: str = "", progress: Progress | None = Non
             head = fit_rows(config, data, train)
             fit_seconds = time.perf_counter() - fitting
             progress.advance()
-        thresholds = choose_thresholds(data.task.kind, data.y[train], oof, rule=config.threshold)
+        chosen = thresholds_of(config, data, data.y[train], oof)
+        thresholds = [threshold.value for threshold in chosen.values()]
         judged = [Judged("cv", train, oof, folds.assignment)] + [
             Judged(name, data.rows(name), scores_of(head, data.X[data.rows(name)], data.task))
             for name in ("val", "test")
@@ -100,7 +101,7 @@ def fit(config: FitConfig, *, command: str = "", progress: Progress | None = Non
             head,
             task=data.task.to_dict(),
             inputs=[asdict(block) for block in data.blocks],
-            extra={"thresholds": _plain(thresholds), "normalize": config.normalize},
+            extra={"thresholds": thresholds, "normalize": config.normalize},
         )
         record = RunRecord(
             command=command,
@@ -112,7 +113,7 @@ def fit(config: FitConfig, *, command: str = "", progress: Progress | None = Non
             task=data.task.to_dict(),
             counts=counts(data),
             metrics=metrics,
-            thresholds=_plain(thresholds),
+            thresholds={name: threshold.to_dict() for name, threshold in chosen.items()},
             leakage=data.leakage.to_dict(),
             warnings=tuple(remarks),
             seed=config.seed,
@@ -133,7 +134,9 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
         config.manifest, input=config.input, id=config.id, split=config.split, group=config.group, bag=config.bag
     )
     task, _ = read_task(manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive)
-    make_head(config.head, task.kind, config.set, config.seed)  # a wrong parameter is found before any file is read
+    # A wrong parameter is found before any file is read.
+    parse_rule(config.threshold)
+    make_head(config.head, task.kind, config.set, config.seed)
     store = FeatureStore(config.store)
     inputs = join_features(
         manifest,
@@ -185,8 +188,18 @@ def fit_rows(config: FitConfig, data: Labelled, rows: NDArray[np.int64]) -> Head
     return head.fit(data.X[rows], data.y[rows], groups=data.groups[rows])
 
 
+def thresholds_of(config: FitConfig, data: Labelled, y: NDArray[Any], oof: Scores) -> dict[str, Threshold]:
+    """Choose one threshold per label on out-of-fold scores; a multiclass task or a regression has none."""
+    rule, at = parse_rule(config.threshold)
+    if data.task.kind == "binary":
+        return {data.task.classes[1]: choose_threshold(y, oof, rule=rule, at=at)}
+    if data.task.kind == "multilabel":
+        return choose_thresholds(y, oof, data.task.classes, rule=rule, at=at)
+    return {}
+
+
 def judge(
-    config: FitConfig, data: Labelled, judged: Sequence[Judged], thresholds: Any, progress: Progress
+    config: FitConfig, data: Labelled, judged: Sequence[Judged], thresholds: Sequence[float], progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """Return the metrics of each split, with intervals over effective groups."""
     progress.stage("intervals", len(judged))
@@ -198,7 +211,7 @@ def judge(
             part.scores,
             classes=data.task.classes or data.task.targets,
             groups=data.groups[part.rows],
-            thresholds=thresholds,
+            thresholds=thresholds or 0.5,
             n_boot=config.bootstrap,
             seed=config.seed,
             min_positives=config.min_positives,
@@ -207,7 +220,7 @@ def judge(
     return metrics
 
 
-def predictions(data: Labelled, judged: Sequence[Judged], thresholds: Any) -> dict[str, list[str]]:
+def predictions(data: Labelled, judged: Sequence[Judged], thresholds: Sequence[float]) -> dict[str, list[str]]:
     """Return one row per judged sample, as text columns."""
     table: dict[str, list[str]] = {}
     for part in judged:
@@ -245,11 +258,6 @@ def counts(data: Labelled) -> dict[str, Any]:
         "splits": splits,
         "dropped": dropped,
     }
-
-
-def _plain(thresholds: Any) -> Any:
-    """Return thresholds as JSON values: a number, a list, or None for a task without any."""
-    return thresholds.tolist() if isinstance(thresholds, np.ndarray) else thresholds
 
 
 @contextmanager

@@ -192,10 +192,10 @@ def _keys(
         return as_keys(map(id_key, manifest.ids)), {}
     sources = sources_for(manifest, features.spec.modality)
     progress.stage("reading content keys", len(sources))
-    keys, unreadable = cache.keys(sources, workers=workers, progress=progress)
-    problem = {i: error.kind for i, error in unreadable.items()}
+    keys, unreadable = cache.keys(sources, workers=workers, progress=progress.advance)
+    problem: dict[int, str] = {i: error.kind for i, error in unreadable.items()}
     problem |= {i: f"no {features.spec.modality}" for i, source in enumerate(sources) if source is None}
-    return keys, dict(problem)
+    return keys, problem
 
 
 def _block(features: Features, name: str) -> Block:

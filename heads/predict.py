@@ -229,6 +229,7 @@ def _store_of(config: PredictConfig) -> Iterator[FeatureStore]:
         yield FeatureStore(Path(folder), create=True)
 
 
-def _thresholds(bundle: Bundle) -> Any:
-    values: Sequence[float] | float | None = bundle.extra.get("thresholds")
-    return 0.5 if values is None else values
+def _thresholds(bundle: Bundle) -> Sequence[float] | float:
+    """Return a bundle's thresholds, one per label; a task without labels has none, and needs none."""
+    values: Sequence[float] = bundle.extra["thresholds"]
+    return values or 0.5

@@ -34,11 +34,11 @@ def scores_of(head: Head, X: NDArray[Any], task: Task) -> Scores:
     """
     if task.kind == "regression":
         return np.asarray(head.predict(X), dtype=np.float64)
-    probability = np.asarray(head.predict_proba(X), dtype=np.float64)  # type: ignore[attr-defined]
+    probability = np.asarray(head.predict_proba(X), dtype=np.float64)
     if task.kind == "multilabel":
         return probability
     full = np.zeros((len(X), len(task.classes)))
-    full[:, np.asarray(head.classes_, dtype=np.int64)] = probability  # type: ignore[attr-defined]
+    full[:, np.asarray(head.classes_, dtype=np.int64)] = probability
     return full[:, 1] if task.kind == "binary" else full
 
 
@@ -57,7 +57,7 @@ def answers(scores: Scores, task: Task, thresholds: ArrayLike) -> NDArray[Any]:
     if task.kind == "regression":
         return scores
     if task.kind == "multiclass":
-        return scores.argmax(axis=1)
+        return np.argmax(scores, axis=1)
     return (scores >= np.asarray(thresholds)).astype(np.int64)
 
 

@@ -1,0 +1,70 @@
+"""Fixtures of all tests: the public data sets, a small labelled picture set, and a weightless encoder."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+TOY = f"py:{ROOT / 'tests' / 'assets' / 'toy.py'}:image"
+
+
+@pytest.fixture(scope="session")
+def datasets() -> Path:
+    """The folder of small public data sets; the test is skipped where it is missing."""
+    folder = Path(os.environ.get("FROSTLINE_DATASETS", ROOT.parent / "shared" / "datasets"))
+    if not (folder / "README.md").is_file():
+        pytest.skip(f"the public data sets are not in {folder}; set FROSTLINE_DATASETS to their folder")
+    return folder
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> Path:
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, fieldnames=list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    return path
+
+
+def paint(path: Path, rng: np.random.Generator, bright: int) -> None:
+    """Write a noisy picture whose left (0), right (1) or lower (2) part is bright."""
+    pixels = rng.integers(0, 110, size=(40, 48, 3))
+    region = [np.s_[:, :24], np.s_[:, 24:], np.s_[20:, :]][bright]
+    pixels[region] += 90
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[..., Path]:
+    """Write n pictures of some classes with a manifest: id, path, label, split, patient, score, text."""
+
+    def write(n: int = 48, classes: int = 2, seed: int = 0) -> Path:
+        folder = tmp_path / f"pictures{n}-{classes}-{seed}"
+        (folder / "images").mkdir(parents=True)
+        rng = np.random.default_rng(seed)
+        rows: list[dict[str, object]] = []
+        for i in range(n):
+            label = i % classes
+            paint(folder / "images" / f"{i}.png", rng, label)
+            patient = i // (2 * classes)
+            split = ("train", "train", "val", "test")[patient % 4]
+            rows.append(
+                {
+                    "id": f"s{i:03d}",
+                    "path": f"images/{i}.png",
+                    "label": ("left", "right", "lower")[label],
+                    "split": split,
+                    "patient": f"p{patient}",
+                    "score": round(label + 0.1 * rng.normal(), 3),
+                    "text": f"note number {i} of patient {patient}",
+                }
+            )
+        return write_csv(folder / "manifest.csv", rows)
+
+    return write
