@@ -9,6 +9,7 @@
     │   └── WeightsUnavailable    the weights are neither cached nor reachable, or were not asked for by name
     ├── FingerprintMismatch       features of another encoder than the one asked for
     ├── FeaturesMissing           samples that are not in the store
+    ├── FeatureFileError          an HDF5 file of features that cannot be imported, or written
     ├── StoreUnwritable           read-only, full or foreign directory; exit code 2
     └── StoreCorrupt              damaged or incompatible store; exit code 4
 """
@@ -42,6 +43,10 @@ class FingerprintMismatch(FrostlineError, ValueError):
 
 class FeaturesMissing(FrostlineError, LookupError):
     """Samples that the store does not hold."""
+
+
+class FeatureFileError(FrostlineError, ValueError):
+    """A file of features cannot be imported, or would be overwritten."""
 
 
 class StoreUnwritable(FrostlineError, OSError):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.digest import Keys, digest_json, key_hex
+from data.digest import Keys, canonical_json, digest_json, key_hex
 from featurestore.errors import FeaturesMissing, FingerprintMismatch, StoreCorrupt
 from featurestore.layout import GroupInfo, check_keys
 from featurestore.parts import Part, committed_parts, live_parts, read_probe, write_probe
@@ -51,12 +51,16 @@ class Features:
         What the group states about itself.
     parts
         The committed parts of this snapshot, in the order in which they win.
+    replaced
+        Names of the parts that others stand in for, until `maintenance.gc` deletes them.
     """
 
     def __init__(self, directory: Path, info: GroupInfo, known: Mapping[str, Part] | None = None) -> None:
         self.directory = directory
         self.info = info
-        self.parts = live_parts(committed_parts(directory, known))
+        committed = committed_parts(directory, known)
+        self.parts = live_parts(committed)
+        self.replaced = tuple(sorted({part.name for part in committed} - {part.name for part in self.parts}))
 
     def __repr__(self) -> str:
         return f"Features({self.group!r}, parts={len(self.parts)})"
@@ -112,6 +116,12 @@ class Features:
         """Bytes of the embeddings of all parts."""
         return self._values.nbytes
 
+    @property
+    def provenance(self) -> list[dict[str, Any]]:
+        """What made the parts, each distinct `written_by` once."""
+        flat = [made for part in self.parts for made in part.written_by.get("compacted", [dict(part.written_by)])]
+        return list({canonical_json(made): made for made in flat}.values())
+
     # What is there ----------------------------------------------------------
 
     def __len__(self) -> int:
@@ -165,6 +175,11 @@ class Features:
         starts, lengths = self._bags
         rows, offsets = bag_rows(starts[samples], lengths[samples])
         return Ragged(self._values.take(rows), offsets)
+
+    def bag_lengths(self, keys: Keys) -> NDArray[np.int64]:
+        """Return the number of vectors of each sample, shape (n,); one where features are not ragged."""
+        samples = self._present(keys)
+        return self._bags[1][samples] if self.info.ragged else np.ones(len(samples), np.int64)
 
     def load(self) -> tuple[Keys, Array]:
         """Return all keys (n, 2) and embeddings (n, dim), in the order in which they are stored."""

@@ -87,10 +87,14 @@ class Part:
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the ids that some rows were stored under."""
-        content = self.id_bytes.read().tobytes()
-        starts, stops = self.id_offsets[rows].tolist(), self.id_offsets[rows + 1].tolist()
+        if not len(rows):
+            return []
+        starts, stops = self.id_offsets[rows], self.id_offsets[rows + 1]
+        first = int(starts.min())
+        content = self.id_bytes.read(first, int(stops.max())).tobytes()
+        spans = zip((starts - first).tolist(), (stops - first).tolist(), strict=True)
         try:
-            return [content[start:stop].decode() for start, stop in zip(starts, stops, strict=True)]
+            return [content[start:stop].decode() for start, stop in spans]
         except UnicodeDecodeError as error:
             raise StoreCorrupt(f"{self.directory / 'id_bytes'}: not UTF-8 ({error}): damaged") from error
 

@@ -155,6 +155,14 @@ def _linear_chunks(codecs: Any) -> tuple[int, ...] | None:
     return tuple(int(size) for size in settings["chunk_shape"])
 
 
+def shard_files(directory: Path, layout: Layout) -> Iterator[tuple[Path, int]]:
+    """Yield the path of every file of an array, and how many of its rows are live."""
+    tail = ("0",) * (len(layout.shape) - 1)
+    for start in range(0, layout.shape[0], layout.shard_rows):
+        path = directory.joinpath("c", str(start // layout.shard_rows), *tail)
+        yield path, min(layout.shard_rows, layout.shape[0] - start)
+
+
 class Shard:
     """One mapped file: `rows` rows at known addresses.
 
@@ -180,7 +188,8 @@ class Shard:
             self.bytes = np.memmap(path, mode="r", dtype=np.uint8)
         except FileNotFoundError:
             raise StoreCorrupt(f"{path}: missing") from None
-        index = np.frombuffer(self.index_bytes(slots), "<u8").reshape(slots, 2)[:chunks]
+        self.index = self.bytes[-(16 * slots + _CRC_BYTES) : -_CRC_BYTES]
+        index = np.frombuffer(self.index.tobytes(), "<u8").reshape(slots, 2)[:chunks]
         stride = self.chunk_bytes + _CRC_BYTES
         if (index[:, 0] != np.arange(chunks, dtype=np.uint64) * np.uint64(stride)).any() or (
             index[:, 1] != stride
@@ -192,9 +201,10 @@ class Shard:
             (chunks, layout.chunk_rows), whole_row, self.bytes, strides=(self.chunk_bytes + _CRC_BYTES, self._row_bytes)
         )
 
-    def index_bytes(self, slots: int) -> bytes:
-        """Return the table of chunk addresses, without its checksum."""
-        return self.bytes[-(16 * slots + _CRC_BYTES) : -_CRC_BYTES].tobytes()
+    @property
+    def index_crc(self) -> int:
+        """The CRC-32C stored behind the table of chunk addresses, which is `index`."""
+        return int.from_bytes(self.bytes[-_CRC_BYTES:].tobytes(), "little")
 
     def chunks(self) -> Iterator[tuple[NDArray[np.uint8], int, int]]:
         """Yield the bytes of each chunk, the CRC-32C stored behind them and the number of live rows."""
@@ -281,12 +291,7 @@ class Rows:
             return cls((), item_shape, layout.dtype)
         if not layout.linear:
             return cls((ForeignArray(directory, layout),), item_shape, layout.dtype)
-        step = layout.shard_rows
-        tail = ("0",) * len(item_shape)
-        pieces = [
-            Shard(directory.joinpath("c", str(start // step), *tail), layout, min(step, rows - start))
-            for start in range(0, rows, step)
-        ]
+        pieces = [Shard(path, layout, rows) for path, rows in shard_files(directory, layout)]
         return cls(pieces, item_shape, layout.dtype)
 
     def __len__(self) -> int:

@@ -17,8 +17,6 @@ from featurestore.layout import GroupInfo, check_keys
 from featurestore.parts import write_part
 from featurestore.shards import Array
 
-FLOAT16_MAX = 65504.0
-
 
 class Writer:
     """Adds samples to one encoder group. Made by `Features.writer`; one per thread or process.
@@ -174,10 +172,12 @@ class Writer:
         rows = np.flatnonzero(bad)
         samples = [ids[i] for i in np.unique(np.searchsorted(offsets, rows, side="right") - 1)]
         named = ", ".join(map(repr, samples[:5])) + (", ..." if len(samples) > 5 else "")
+        message = f"NaN or infinite embeddings of {len(samples)} samples: {named}"
         if np.isfinite(x[rows]).all():
-            message = f"embeddings beyond float16's {FLOAT16_MAX:g} in {named}: store this encoder with dtype float32"
-        else:
-            message = f"NaN or infinite embeddings of {len(samples)} samples: {named}"
+            limit = f"{np.finfo(self._dtype).max:g}"
+            message = f"embeddings beyond {limit}, the largest {self._dtype}, in {named}"
+            if self._dtype == np.float16:
+                message += "; store this encoder with dtype float32"
         raise SampleError("not_finite", message)
 
 
