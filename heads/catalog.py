@@ -13,7 +13,8 @@ from data.errors import did_you_mean
 from heads.errors import HeadError
 
 if TYPE_CHECKING:
-    from heads.base import Head, Kind
+    from data.task import Kind
+    from heads.base import Head
 
 FOLDER = Path(__file__).parent / "estimators"
 
@@ -84,3 +85,35 @@ def make_head(name: str, kind: Kind, params: Mapping[str, Any], seed: int) -> He
     if "random_state" in made._get_param_names():
         parsed.setdefault("random_state", seed)
     return made(**parsed)
+
+
+def to_dict() -> list[dict[str, Any]]:
+    """Return every head with its task kinds and parameters as JSON-ready values."""
+    return [
+        {
+            "head": name,
+            "summary": summary,
+            "kinds": sorted(set().union(*(made.kinds for made in head_classes(name)))),
+            "parameters": _parameters(name),
+        }
+        for name, summary in list_heads().items()
+    ]
+
+
+def explain() -> str:
+    """Return every head with its task kinds and parameters as text to read."""
+    lines = []
+    for row in to_dict():
+        lines += [f"{row['head']:<9} {row['summary']}", f"{'':<9} learns {', '.join(row['kinds'])}"]
+        lines += [f"{'':<11} --set {name}={text}" for name, text in row["parameters"].items()]
+    return "\n".join(lines)
+
+
+def _parameters(name: str) -> dict[str, str]:
+    """Return the default and the allowed values of a head's parameters, as text."""
+    from heads.params import describe_params
+
+    described: dict[str, str] = {}
+    for made in head_classes(name):
+        described |= describe_params(made)
+    return described

@@ -50,6 +50,12 @@ def check_params(head: Any) -> None:
         _validated(type(head), name, value.item() if hasattr(value, "item") else value, strict=True)
 
 
+def describe_params(head: type) -> dict[str, str]:
+    """Return what each parameter of a head may be and its default, as text."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(head).parameters.items()}
+    return {name: f"{describe(hint)} [default: {_plain(defaults[name])}]" for name, hint in _hints(head).items()}
+
+
 def describe(hint: Any) -> str:
     """Return a type hint in words: ``a number > 0 or 'auto'``."""
     if get_origin(hint) in (Union, types.UnionType):
@@ -102,6 +108,13 @@ def _from_text(value: Any, hint: Any) -> Any:
     if any(get_origin(option) is tuple for option in options):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
+
+
+def _plain(value: Any) -> str:
+    """Write a default as it would be written after ``--set name=``."""
+    return (
+        ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower() if value is None else str(value)
+    )
 
 
 def _name(head: type) -> str:
