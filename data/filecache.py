@@ -26,7 +26,7 @@ from data.digest import KEY_BYTES, Keys, as_keys, content_key, file_digest, sele
 from data.errors import SampleError
 from data.manifest import Source
 
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
 """Called with the number of samples finished since the last call."""
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ class FileCache:
         self._database.close()
 
     def keys(
-        self, sources: Sequence[Source | None], *, workers: int = 8, progress: Progress | None = None
+        self, sources: Sequence[Source | None], *, workers: int = 8, progress: Advance | None = None
     ) -> tuple[Keys, dict[int, SampleError]]:
         """Return the content key of every sample.
 
