@@ -7,6 +7,10 @@ the type would turn a 12-bit radiograph stored in 16 bits nearly black.
 
 from __future__ import annotations
 
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -107,6 +111,57 @@ def as_rgb(image: Image8) -> Image8:
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     return np.ascontiguousarray(image)
+
+
+DECODER_ERRORS: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What decoders raise on damaged files, besides errors of their own.
+
+Not only OSError and ValueError: a header that points nowhere surfaces as whatever the decoder's own code
+trips over.
+"""
+
+
+@contextmanager
+def decoding(name: str, what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn whatever a decoder raises on a damaged file into a SampleError, with the cause chained.
+
+    Parameters
+    ----------
+    name
+        The file, for the message.
+    what
+        What was expected, e.g. ``a PNG image``.
+    errors
+        The decoder's own errors, besides `DECODER_ERRORS`.
+    """
+    try:
+        # Absurd scales in damaged headers overflow; `stretch` refuses what is infinite in the end.
+        with np.errstate(all="ignore"):
+            yield
+    except SampleError:
+        raise
+    except (*DECODER_ERRORS, *errors) as error:
+        reason = one_line(error)
+        cut = isinstance(error, EOFError) or any(word in reason.lower() for word in ("truncated", "unexpected end"))
+        found = "a file cut short" if cut else "damaged content"
+        raise SampleError(
+            "truncated" if cut else "unreadable", f"{name}: expected {what}, found {found} ({reason})"
+        ) from error
 
 
 def one_line(error: BaseException) -> str:
