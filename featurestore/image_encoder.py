@@ -65,14 +65,14 @@ class ImageEncoder:
         return self._forward.fallbacks
 
     def read(self, source: Source) -> Tensor:
-        """Return one image as uint8: (3, h, w), or (H, W, 3) where the device will resize it.
+        """Return one image as uint8: (3, h, w), or as it was decoded where the device will resize it.
 
         Raises
         ------
         SampleError
             If the image cannot be decoded, or is too elongated to be resized.
         """
-        image = load_image(source, scaled_to=None if self._exact else self.transform.decode_side)
+        image = load_image(source, scaled_to=None if self._exact else self.transform.decode_side, keep_grey=True)
         return torch.from_numpy(image) if self._resize_on_device else self.transform.apply(image)
 
     def collate(self, items: Sequence[Tensor]) -> Tensor | list[Tensor]:
@@ -100,6 +100,6 @@ class ImageEncoder:
         return self.transform.normalize(pixels).contiguous(memory_format=self._layout)
 
     def _reference_input(self, source: Source) -> Tensor:
-        image: Any = self._reference_transform(Image.fromarray(load_image(source)).convert("RGB"))
+        image: Any = self._reference_transform(Image.fromarray(load_image(source)))
         ready: Tensor = image.unsqueeze(0).to(self._forward.device)
         return ready.contiguous(memory_format=self._layout)

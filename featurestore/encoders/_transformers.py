@@ -134,10 +134,7 @@ class Checkpoint:
             If the checkpoint has no vocabulary; transformers would make every word unknown in silence.
         """
         tokenizer = AutoTokenizer.from_pretrained(**self.settings)
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):
-            raise WeightsUnavailable(
-                f"{self.encoder}: no vocabulary in {self.source}; expected tokenizer.json or the vocabulary's own file"
-            )
+        require_vocabulary(self.encoder, tokenizer)
         return tokenizer
 
 
@@ -268,6 +265,18 @@ def bert_encoder(
         dim=config.hidden_size,
     )
     return TextEncoder(spec=spec, tokenize=tokenize, compute=compute, device=options.device)
+
+
+def require_vocabulary(encoder: str, tokenizer: Any) -> None:
+    """Refuse a tokenizer that knows its special tokens only: transformers makes one in silence where files lack.
+
+    Raises
+    ------
+    WeightsUnavailable
+        If there is no vocabulary.
+    """
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise WeightsUnavailable(f"{encoder}: the checkpoint has no vocabulary; expected tokenizer.json or its like")
 
 
 def text_limit(encoder: str, tokenizer: Any, config: Any, model: nn.Module | None = None) -> int:

@@ -16,7 +16,7 @@ from data.manifest import Modality
 from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.encoders._transformers import Checkpoint, bert_encoder
 from featurestore.errors import EncoderError, EncoderUnavailable, UnknownEncoder
-from featurestore.forward import freeze
+from featurestore.forward import freeze, is_convolutional
 from featurestore.image_encoder import ImageEncoder
 from featurestore.pooling import choose_pooling
 from featurestore.spec import EncoderSpec
@@ -103,6 +103,7 @@ def _efficientnet_lite0(options: EncoderOptions) -> ImageEncoder:
         compute=compute,
         reference_transform=create_transform(**config, is_training=False),
         device=options.device,
+        channels_last=is_convolutional(model),
     )
 
 

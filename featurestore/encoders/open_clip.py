@@ -1,0 +1,357 @@
+"""CLIP models of open_clip, image and text: ARCH/TAG, ARCH@FILE, hf-hub:ORG/NAME, local-dir:/PATH, ARCH/random:SEED."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from huggingface_hub import hf_hub_download
+from open_clip.pretrained import get_pretrained_cfg
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import Tensor, nn
+
+from data.digest import digest_json
+from featurestore.encoder import Encoder, EncoderOptions
+from featurestore.encoders._names import ModelName, split_seed, unknown
+from featurestore.encoders._transformers import architecture, require_vocabulary, tokenizer_digest
+from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
+from featurestore.forward import freeze, is_convolutional
+from featurestore.hub import from_cache_or_hub
+from featurestore.image_encoder import ImageEncoder
+from featurestore.pooling import choose_pooling, pool
+from featurestore.spec import EncoderSpec
+from featurestore.text_encoder import TextEncoder, Tokens
+from featurestore.transform_sources import from_open_clip
+from featurestore.weights import first_line, seeded, weights_digest
+
+_EXAMPLE = "open_clip:ViT-B-16/laion2b_s34b_b88k"
+_CONFIG_FILE = "open_clip_config.json"
+_TEXT_PARTS = ("text", "transformer", "token_embedding", "ln_final", "text_decoder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """Which model to make, in the words of `open_clip.create_model`.
+
+    Attributes
+    ----------
+    encoder
+        The encoder's id, for messages.
+    model
+        An architecture, ``hf-hub:org/name`` or ``local-dir:/path``.
+    config
+        The model's configuration as its source states it.
+    pretrained
+        A tag or a file; None where the source has the weights.
+    quick_gelu
+        Whether the activation must be QuickGELU although the architecture does not say so.
+    seed
+        Seed of random weights; None loads the real ones.
+    """
+
+    encoder: str
+    model: str
+    config: Mapping[str, Any]
+    pretrained: str | None = None
+    quick_gelu: bool = False
+    seed: int | None = None
+
+    def create(self) -> Any:
+        """Return the model, on the CPU."""
+        with _quiet(), seeded(self.seed or 0):
+            return open_clip.create_model(
+                self.model,
+                pretrained=self.pretrained,
+                load_weights=self.seed is None,
+                require_pretrained=self.seed is None,
+                force_quick_gelu=self.quick_gelu,
+                pretrained_text=False,
+                precision="fp32",
+            )
+
+    def tokenizer(self) -> Any:
+        """Return the tokenizer of the model."""
+        with _quiet():
+            return open_clip.get_tokenizer(self.model)
+
+    def tower(self, name: str) -> dict[str, Any]:
+        """Return what the configuration says of one tower."""
+        noise = (
+            "hf_tokenizer_name",
+            "hf_model_name",
+            "tokenizer_kwargs",
+            "timm_model_pretrained",
+            "hf_model_pretrained",
+        )
+        stated = {key: value for key, value in self.config[name].items() if key not in noise}
+        quick_gelu = bool(self.quick_gelu or self.config.get("quick_gelu"))
+        return {name: stated, "embed_dim": self.config["embed_dim"], "quick_gelu": quick_gelu}
+
+
+def load(name: str, options: EncoderOptions) -> Encoder:
+    """Return one tower of a CLIP model of open_clip; vectors are not normalised.
+
+    Parameters
+    ----------
+    name
+        ``ViT-B-16/laion2b_s34b_b88k``; ``ViT-B-16@/path/to/checkpoint``, computed as the architecture states;
+        ``hf-hub:org/name``; ``local-dir:/path`` to a folder with ``open_clip_config.json``; ``ViT-B-32/random:0``,
+        ``local-dir:/path/random:0``. Weights that were trained with QuickGELU are computed with it, whether the
+        architecture's name ends in ``-quickgelu`` or not.
+    options
+        Modality, pooling (images: ``native``; ``cls``, ``mean``, ``max`` over tokens), precision, stored type, device.
+
+    Raises
+    ------
+    UnknownEncoder
+        If there is no such architecture, tag or folder.
+    WeightsUnavailable
+        If weights are not named, neither cached nor reachable, or do not fit.
+    EncoderError
+        If the modality is not named, or the model has no such modality or pooling.
+    """
+    encoder = f"open_clip:{name}"
+    if options.modality is None:
+        raise EncoderError(f"{encoder} has an image and a text tower: say which by naming the modality")
+    if options.modality not in ("image", "text"):
+        raise EncoderError(f"{encoder} encodes image and text, not {options.modality}")
+    wants_image = options.modality == "image"
+    if name.startswith("hf-hub:"):
+        repo = name.removeprefix("hf-hub:")
+        request, model, tokenizer = from_cache_or_hub(
+            lambda: _parts(_hub_request(encoder, name, repo), tokenizer=not wants_image), encoder=encoder, repo=repo
+        )
+    else:
+        request = _local_request(encoder, name) if name.startswith("local-dir:") else _named_request(encoder, name)
+        request, model, tokenizer = _load_parts(request, tokenizer=not wants_image)
+    if wants_image:
+        return _image_encoder(request, model, options)
+    return _text_encoder(request, model, tokenizer, options)
+
+
+def _parts(request: _Request, *, tokenizer: bool) -> tuple[_Request, Any, Any]:
+    return request, request.create(), request.tokenizer() if tokenizer else None
+
+
+def _load_parts(request: _Request, *, tokenizer: bool) -> tuple[_Request, Any, Any]:
+    """Return the model and, for text, its tokenizer; a tag's weights come from the cache or the hub."""
+    repo = get_pretrained_cfg(request.model, request.pretrained or "").get("hf_hub", "")
+    if repo:
+        repo = "/".join(repo.split("/")[:2])
+        return from_cache_or_hub(lambda: _parts(request, tokenizer=tokenizer), encoder=request.encoder, repo=repo)
+    try:
+        return _parts(request, tokenizer=tokenizer)
+    except Exception as error:  # open_clip raises what torch, safetensors, transformers and urllib raise
+        raise WeightsUnavailable(f"{request.encoder}: cannot be loaded: {first_line(error)}") from error
+
+
+def _hub_request(encoder: str, name: str, repo: str) -> _Request:
+    path = Path(hf_hub_download(repo, _CONFIG_FILE))
+    return _Request(encoder=encoder, model=name, config=json.loads(path.read_text(encoding="utf-8"))["model_cfg"])
+
+
+def _local_request(encoder: str, name: str) -> _Request:
+    base, seed = split_seed(name.removeprefix("local-dir:"))
+    folder = Path(base).expanduser().resolve()
+    if not folder.is_dir():
+        raise UnknownEncoder(f"{encoder}: no folder {folder}")
+    try:
+        config = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsUnavailable(
+            f"{encoder}: {folder / _CONFIG_FILE} cannot be read as open_clip writes it: {first_line(error)}"
+        ) from error
+    return _Request(encoder=encoder, model=f"local-dir:{folder}", config=config, seed=seed)
+
+
+def _named_request(encoder: str, name: str) -> _Request:
+    parsed = ModelName.parse(name)
+    known = open_clip.list_models()
+    if parsed.model not in known:
+        raise unknown("open_clip architecture", parsed.model, known, example=_EXAMPLE)
+    config = deepcopy(open_clip.get_model_config(parsed.model))
+    if parsed.seed is not None:
+        return _Request(encoder=encoder, model=parsed.model, config=config, seed=parsed.seed)
+    if parsed.path is not None:
+        if not parsed.path.is_file():
+            raise WeightsUnavailable(f"{encoder}: no checkpoint file {parsed.path}")
+        return _Request(encoder=encoder, model=parsed.model, config=config, pretrained=str(parsed.path))
+    tags = [tag for architecture_, tag in open_clip.list_pretrained() if architecture_ == parsed.model]
+    if parsed.tag is None:
+        raise WeightsUnavailable(
+            f"open_clip:{parsed.model}: name the weights: /{', /'.join(tags) or '(none published)'}, @/path/to/file or, "
+            f"untrained, /random:0"
+        )
+    tag = get_pretrained_cfg(parsed.model, parsed.tag)
+    if not tag:
+        raise unknown(f"weights of open_clip's {parsed.model}", parsed.tag, tags, example=_EXAMPLE)
+    # The published table knows how weights were trained; an architecture that states QuickGELU keeps it.
+    return _Request(
+        encoder=encoder,
+        model=parsed.model,
+        config=config,
+        pretrained=parsed.tag,
+        quick_gelu=bool(tag.get("quick_gelu") or config.get("quick_gelu")),
+    )
+
+
+def _image_encoder(request: _Request, model: Any, options: EncoderOptions) -> ImageEncoder:
+    for part in _TEXT_PARTS:
+        if hasattr(model, part):
+            model.register_module(part, None)
+    model = freeze(model, options.device)
+    preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
+    transform = from_open_clip(preprocess)
+    prefix = int(hasattr(model.visual, "class_embedding"))
+    poolings = ("native", *(["cls"] if prefix else []), "mean", "max")
+    pooling = choose_pooling(options.pooling, poolings, encoder=request.encoder)
+    compute = _native(model) if pooling == "native" else _pooled(model, pooling)
+    spec = EncoderSpec(
+        family="open_clip",
+        modality="image",
+        architecture={"class": type(model.visual).__name__, **request.tower("vision_cfg")},
+        weights=weights_digest(model.visual),
+        preprocess=transform.to_dict(),
+        layer="projection" if pooling == "native" else "last_hidden_state",
+        pooling=pooling,
+        precision=options.precision,
+        dtype=options.dtype,
+        dim=_output_dim(compute, transform.crop or transform.size, options.device),
+    )
+    return ImageEncoder(
+        spec=spec,
+        transform=transform,
+        compute=compute,
+        reference_transform=image_transform_v2(preprocess, is_train=False),
+        device=options.device,
+        channels_last=is_convolutional(model.visual),
+    )
+
+
+def _native(model: Any) -> Callable[[Tensor], Tensor]:
+    def compute(images: Tensor) -> Tensor:
+        vectors: Tensor = model.encode_image(images, normalize=False)
+        return vectors
+
+    return compute
+
+
+def _pooled(model: Any, pooling: str) -> Callable[[Tensor], Tensor]:
+    """Return the pooling of the last block's tokens, normalised as the tower normalises its last."""
+
+    def compute(images: Tensor) -> Tensor:
+        out = model.visual.forward_intermediates(
+            images,
+            indices=1,
+            intermediates_only=True,
+            normalize_intermediates=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        kind = "image_intermediates_prefix" if pooling == "cls" else "image_intermediates"
+        return pool(out[kind][-1], pooling)
+
+    return compute
+
+
+def _output_dim(compute: Callable[[Tensor], Tensor], size: tuple[int, int], device: str) -> int:
+    with torch.inference_mode():
+        return int(compute(torch.zeros(1, 3, *size, device=device)).shape[1])
+
+
+def _text_encoder(request: _Request, model: Any, tokenizer: Any, options: EncoderOptions) -> TextEncoder:
+    pooling = choose_pooling(options.pooling, ("native",), encoder=request.encoder)
+    model.register_module("visual", None)
+    model = freeze(model, options.device)
+    tokenize = _Tokenizer(request.encoder, tokenizer)
+
+    def compute(inputs: Mapping[str, Tensor]) -> Tensor:
+        vectors: Tensor = model.encode_text(inputs["text"], normalize=False)
+        return vectors
+
+    spec = EncoderSpec(
+        family="open_clip",
+        modality="text",
+        architecture=_text_architecture(request, model),
+        weights=_text_weights(model),
+        preprocess=tokenize.to_dict(),
+        layer="projection",
+        pooling=pooling,
+        precision=options.precision,
+        dtype=options.dtype,
+        dim=int(request.config["embed_dim"]),
+    )
+    return TextEncoder(spec=spec, tokenize=tokenize, compute=compute, device=options.device)
+
+
+def _text_architecture(request: _Request, model: Any) -> dict[str, Any]:
+    tower = getattr(model, "text", None) or model.transformer
+    # A text tower from transformers is described by its own configuration, not by the name of a repository.
+    of_transformers = architecture(tower.transformer, tower.config) if hasattr(tower, "config") else {}
+    return {"class": type(tower).__name__, "transformers": of_transformers, **request.tower("text_cfg")}
+
+
+def _text_weights(model: Any) -> str:
+    if getattr(model, "text", None) is not None:
+        return weights_digest(model.text)
+    projection = model.text_projection
+    modules = [model.token_embedding, model.transformer, model.ln_final]
+    if isinstance(projection, nn.Module):
+        return weights_digest(*modules, projection, positional_embedding=model.positional_embedding)
+    return weights_digest(*modules, positional_embedding=model.positional_embedding, text_projection=projection)
+
+
+class _Tokenizer:
+    """A tokenizer of open_clip: texts in, `Tokens` out, always of the model's context length."""
+
+    def __init__(self, encoder: str, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._inner = getattr(tokenizer, "tokenizer", None)
+        if self._inner is not None:
+            require_vocabulary(encoder, self._inner)
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        ids = self._tokenizer(list(texts))
+        padding = 0 if self._inner is None else self._inner.pad_token_id
+        full = ids[:, -1] != padding
+        truncated = sum(self._is_longer(text) for text, cut in zip(texts, full.tolist(), strict=True) if cut)
+        return Tokens({"text": ids}, truncated)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything that decides the tokens of a text, as JSON-ready values."""
+        outer = self._tokenizer
+        content = digest_json(outer.encoder) if self._inner is None else tokenizer_digest(self._inner)
+        functions = {name: getattr(outer, name, None) for name in ("clean_fn", "reduction_fn")}
+        return {
+            "class": type(outer).__name__,
+            "tokenizer": content,
+            "context_length": outer.context_length,
+            **{name: getattr(function, "__name__", None) for name, function in functions.items()},
+            "strip_sep_token": getattr(outer, "strip_sep_token", False),
+            "mode": getattr(outer, "tokenizer_mode", ""),
+        }
+
+    def _is_longer(self, text: str) -> bool:
+        outer = self._tokenizer
+        if self._inner is None:
+            return len(outer.encode(text)) + 2 > outer.context_length
+        return len(self._inner(outer.clean_fn(text), verbose=False)["input_ids"]) > outer.context_length
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep open_clip from writing to the root logger; its failures are raised all the same."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
