@@ -60,11 +60,16 @@ class Imported:
     added: int
     known: int
 
+    def explain(self) -> str:
+        """Return the result in words."""
+        name = self.features.names[-1]
+        return f"{self.features.group}: {self.added} samples added, {self.known} were there; --encoder {name}"
+
 
 # Export -------------------------------------------------------------------------------------------
 
 
-def export_hdf5(groups: Sequence[Features], path: Path) -> None:
+def export_hdf5(groups: Sequence[Features], path: Path) -> Path:
     """Write encoder groups to one HDF5 file: contiguous, so that others can map it.
 
     Parameters
@@ -73,6 +78,11 @@ def export_hdf5(groups: Sequence[Features], path: Path) -> None:
         Features of different encoders.
     path
         A file that does not exist yet; it appears when it is complete.
+
+    Returns
+    -------
+    Path
+        The file.
 
     Raises
     ------
@@ -94,6 +104,7 @@ def export_hdf5(groups: Sequence[Features], path: Path) -> None:
             aside.rename(path)
         finally:
             aside.unlink(missing_ok=True)
+    return path
 
 
 def _export_group(features: Features, group: Any) -> None:
@@ -127,16 +138,16 @@ def _export_group(features: Features, group: Any) -> None:
 
 
 def import_hdf5(
-    store: FeatureStore, path: Path, *, name: str | None = None, modality: Modality = "image"
+    path: Path, store: FeatureStore, *, name: str | None = None, modality: Modality = "image"
 ) -> list[Imported]:
     """Store the features of an HDF5 file, or of a directory of them; what is stored already stays as it is.
 
     Parameters
     ----------
-    store
-        Where to.
     path
         An exported file, a CLAM/TRIDENT directory or file, or a file with `features` and `ids`.
+    store
+        Where to.
     name
         What to call an encoder of unknown origin; by default ``imported:<stem of the path>``.
     modality

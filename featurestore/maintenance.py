@@ -1,225 +1,27 @@
-"""Care of a store: verify that nothing is damaged, delete what is dead, merge many parts into few."""
+"""Care of a store: delete what is dead, merge many parts into few."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.errors import StoreCorrupt
 from featurestore.features import Features
-from featurestore.layout import GroupInfo, writing
-from featurestore.parts import (
-    Part,
-    committed_parts,
-    live_parts,
-    new_part_name,
-    part_names,
-    part_time_ns,
-    read_part,
-    remove_part,
-    write_part,
-)
-from featurestore.shards import Array, Layout, Rows, Shard, shard_files
+from featurestore.layout import writing
+from featurestore.parts import committed_parts, new_part_name, part_names, part_time_ns, remove_part, write_part
+from featurestore.shards import Array
 from featurestore.store import FeatureStore
+from featurestore.verify import Report, verify_store
+
+__all__ = ["Compaction", "Garbage", "Report", "compact", "gc", "verify_store"]
 
 COMPACT_BYTES = 256 << 20
 COMPACT_ROWS = 1 << 20
-_READ_ROWS = 1 << 16
-_ARRAYS = ("key", "x", "id_bytes", "id_offsets")
-
-
-# Verify -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What `verify` found.
-
-    Attributes
-    ----------
-    deep
-        Whether checksums and values were read, not only the structure.
-    groups, parts, samples
-        How many were looked at.
-    nbytes
-        Size of the files looked at.
-    seconds
-        Wall time.
-    problems
-        One line per damaged file: which, and what is wrong.
-    damaged
-        Directories of the parts with a problem. Delete one and extract again: only its samples are encoded anew.
-    """
-
-    deep: bool
-    groups: int
-    parts: int
-    samples: int
-    nbytes: int
-    seconds: float
-    problems: tuple[str, ...]
-    damaged: tuple[Path, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
-
-
-def verify(store: FeatureStore, groups: Sequence[str] | None = None, *, deep: bool = False) -> Report:
-    """Check a store's files; report every damaged one rather than stop at the first.
-
-    Parameters
-    ----------
-    store
-        The store.
-    groups
-        Directory names of the encoder groups to check; all by default.
-    deep
-        Also read everything: CRC-32C of every chunk and index, finite embeddings.
-
-    Returns
-    -------
-    Report
-    """
-    start = time.perf_counter()
-    chosen = store.groups() if groups is None else list(groups)
-    check = _Check(deep=deep)
-    for group in chosen:
-        check.group(store.group_directory(group))
-    return Report(
-        deep=deep,
-        groups=len(chosen),
-        parts=check.parts,
-        samples=check.samples,
-        nbytes=check.nbytes,
-        seconds=time.perf_counter() - start,
-        problems=tuple(check.problems),
-        damaged=tuple(check.damaged),
-    )
-
-
-class _Check:
-    """Walks groups, parts, arrays and files, and collects what is wrong."""
-
-    def __init__(self, *, deep: bool) -> None:
-        self.deep = deep
-        self.parts = self.samples = self.nbytes = 0
-        self.problems: list[str] = []
-        self.damaged: list[Path] = []
-
-    def group(self, directory: Path) -> None:
-        """Check one encoder group."""
-        info = None
-        try:
-            info = GroupInfo.read(directory)
-        except StoreCorrupt as error:
-            self.problems.append(str(error))
-        committed = []
-        for name in part_names(directory):
-            try:
-                part = read_part(directory / name)
-            except StoreCorrupt as error:
-                self.problems.append(str(error))
-                self.damaged.append(directory / name)
-            else:
-                committed += [part] if part else []
-        for part in live_parts(committed):
-            before = len(self.problems)
-            self.part(part, info)
-            if len(self.problems) > before:
-                self.damaged.append(part.directory)
-
-    def part(self, part: Part, info: GroupInfo | None) -> None:
-        """Check one part: first file by file, then how its arrays fit together."""
-        self.parts += 1
-        self.samples += part.rows
-        before = len(self.problems)
-        for name in (*_ARRAYS, *(["offsets"] if info and info.ragged else [])):
-            self.array(part.directory / name)
-        if len(self.problems) > before:
-            return
-        try:
-            _check_structure(part, info)
-        except StoreCorrupt as error:
-            self.problems.append(str(error))
-
-    def array(self, directory: Path) -> None:
-        """Check every file of one array."""
-        try:
-            layout = Layout.read(directory)
-            files = list(shard_files(directory, layout)) if layout.linear else []
-            if not layout.linear and self.deep:
-                _read_foreign(directory)
-        except StoreCorrupt as error:
-            self.problems.append(str(error))
-            return
-        for path, rows in files:
-            try:
-                shard = Shard(path, layout, rows)
-            except StoreCorrupt as error:
-                self.problems.append(str(error))
-                continue
-            self.nbytes += shard.bytes.size
-            if self.deep:
-                self.problems += _damage(shard, layout, finite=directory.name == "x")
-
-
-def _check_structure(part: Part, info: GroupInfo | None) -> None:
-    """Raise `StoreCorrupt` if a part's arrays do not fit together or its group."""
-    keys = part.keys.read()
-    high, low = keys[:, 0], keys[:, 1]
-    if not ((high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] > low[:-1]))).all():
-        raise StoreCorrupt(f"{part.directory / 'key'}: keys do not ascend: damaged")
-    if part.is_ragged:
-        _ = part.offsets
-    _ = part.id_bytes
-    if info and (part.values.item_shape, part.values.dtype) != ((info.spec.dim,), np.dtype(info.spec.dtype)):
-        raise StoreCorrupt(f"{part.directory / 'x'}: rows of another shape or type than the encoder's: damaged")
-
-
-def _damage(shard: Shard, layout: Layout, *, finite: bool) -> list[str]:
-    """Return at most one line about a file whose checksums or values are wrong."""
-    if google_crc32c.value(shard.index) != shard.index_crc:
-        return [f"{shard.path}: the checksum of the shard's index is wrong: damaged"]
-    for number, (content, crc, rows) in enumerate(shard.chunks()):
-        if google_crc32c.value(content) != crc:
-            return [f"{shard.path}: the checksum of chunk {number} is wrong: damaged"]
-        if finite and not _all_finite(content[: rows * layout.row_bytes].view(layout.dtype)):
-            return [f"{shard.path}: NaN or infinite embeddings in chunk {number}"]
-    return []
-
-
-def _all_finite(values: Array) -> bool:
-    """Whether all values are finite; float16 by its bits, four times as fast as `numpy.isfinite`."""
-    if values.dtype != np.float16:
-        return bool(np.isfinite(values).all())
-    # Exponent all ones: at least 0x7c00, and as a negative number at least 0xfc00.
-    return bool(values.view(np.int16).max() < 0x7C00 and values.view(np.uint16).max() < 0xFC00)
-
-
-def _read_foreign(directory: Path) -> None:
-    """Read an array that only zarr-python understands; it checks what checksums there are."""
-    rows = Rows.open(directory)
-    try:
-        for start in range(0, len(rows), _READ_ROWS):
-            values = rows.read(start, min(start + _READ_ROWS, len(rows)))
-            if directory.name == "x" and not _all_finite(values):
-                raise StoreCorrupt(f"{directory}: NaN or infinite embeddings, or a missing chunk")
-    except (ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, StoreCorrupt):
-            raise
-        raise StoreCorrupt(f"{directory}: {error}") from error
-
-
-# Garbage ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -232,10 +34,24 @@ class Garbage:
         Parts and leftovers, in the order of deletion.
     nbytes
         Their size.
+    deleted
+        Whether they are gone, or were only looked for.
     """
 
     paths: tuple[Path, ...]
     nbytes: int
+    deleted: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the list as JSON-ready values."""
+        return {**asdict(self), "paths": [str(path) for path in self.paths]}
+
+    def explain(self) -> str:
+        """Return the list in words."""
+        if not self.paths:
+            return "nothing to delete"
+        verb = "deleted" if self.deleted else "to delete"
+        return "\n".join([*map(str, self.paths), f"{verb}: {len(self.paths)} leftovers, {self.nbytes / 1e6:.1f} MB"])
 
 
 def gc(store: FeatureStore, *, older_than_hours: float = 24.0, dry_run: bool = False) -> Garbage:
@@ -263,7 +79,7 @@ def gc(store: FeatureStore, *, older_than_hours: float = 24.0, dry_run: bool = F
     """
     deadline = time.time() - older_than_hours * 3600
     paths = [path for group in store.groups() for path in _dead(store.group_directory(group), deadline)]
-    garbage = Garbage(tuple(paths), sum(_size(path) for path in paths))
+    garbage = Garbage(tuple(paths), sum(_size(path) for path in paths), deleted=not dry_run)
     if not dry_run:
         for path in paths:
             with writing(path):
@@ -298,12 +114,44 @@ def _size(path: Path) -> int:
     return sum(inside.stat().st_size for inside in path.rglob("*") if inside.is_file())
 
 
-# Compact ------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Compaction:
+    """What `compact` did to one encoder group.
+
+    Attributes
+    ----------
+    group
+        The group's directory name.
+    merged
+        Names of the parts that were replaced; empty if there was nothing to merge.
+    parts
+        Names of the parts that took their place.
+    samples
+        Distinct samples.
+    """
+
+    group: str
+    merged: tuple[str, ...]
+    parts: tuple[str, ...]
+    samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON-ready values."""
+        return asdict(self)
+
+    def explain(self) -> str:
+        """Return the result in words."""
+        if not self.merged:
+            return f"{self.group}: nothing to merge"
+        return (
+            f"{self.group}: {len(self.merged)} parts merged into {len(self.parts)}, {self.samples} samples; "
+            "`store gc` frees the space of the old ones after a day"
+        )
 
 
 def compact(
     features: Features, *, part_bytes: int = COMPACT_BYTES, part_rows: int = COMPACT_ROWS, durable: bool = True
-) -> list[str]:
+) -> Compaction:
     """Merge all parts into as few as possible, each holding one range of keys.
 
     Readers and writers go on meanwhile. The last part written names all the old ones as replaced;
@@ -321,8 +169,7 @@ def compact(
 
     Returns
     -------
-    list of str
-        Names of the new parts; empty if there was nothing to merge.
+    Compaction
 
     Raises
     ------
@@ -337,14 +184,17 @@ def compact(
     bounds = _ranges(features.bag_lengths(keys) * vector_bytes, part_bytes, part_rows)
     stored = sum(part.rows for part in features.parts)
     if len(features.parts) <= len(bounds) - 1 and stored == len(keys):
-        return []
+        return Compaction(features.group, (), (), len(keys))
     oldest = part_time_ns(features.parts[0].name)
-    replaced = [*features.replaced, *(part.name for part in features.parts)]
+    merged = tuple(part.name for part in features.parts)
+    # Naming what earlier merges replaced too, these parts stay dead whatever `gc` deletes first.
+    replaced = [*features.replaced, *merged]
     # The new parts take the place of the oldest, so that the first to hold a key stays the first.
-    return [
+    parts = [
         _copy(features, keys[start:stop], oldest + number, replaced if stop == len(keys) else [], durable=durable)
         for number, (start, stop) in enumerate(pairwise(bounds))
     ]
+    return Compaction(features.group, merged, tuple(parts), len(keys))
 
 
 def _ranges(sizes: NDArray[np.int64], part_bytes: int, part_rows: int) -> list[int]:
