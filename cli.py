@@ -257,11 +257,11 @@ def store_verify(
     as_json: Json = False,
 ) -> None:
     """Check a store's structure and checksums; exit code 4 if it is damaged."""
-    from featurestore import maintenance
     from featurestore.store import FeatureStore
+    from featurestore.verify import verify_store
 
     with _progress() as progress:
-        found = maintenance.verify_store(FeatureStore(store), deep=deep, progress=progress)
+        found = verify_store(FeatureStore(store), deep=deep, progress=progress)
     _print(found.to_dict() if as_json else found.explain())
     if found.problems:
         raise typer.Exit(4)
@@ -318,7 +318,7 @@ def store_import(
     from featurestore.store import FeatureStore
 
     imported = import_hdf5(source, FeatureStore(store, create=True), name=name)
-    _print("\n".join(f"{features.group}: {len(features)} rows" for features in imported))
+    _print("\n".join(each.explain() for each in imported))
 
 
 # ------------------------------------------------------------------ output

@@ -38,7 +38,7 @@ from heads.record import RunRecord
 from heads.report import write_plots, write_report
 from heads.run import new_run, prediction_columns, truth_columns, write_config, write_history, write_table
 from heads.scoring import Scores, answers, class_probabilities, scores_of
-from heads.thresholds import Threshold, choose_threshold, choose_thresholds, parse_rule
+from heads.thresholds import choose_thresholds, parse_rule
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def fit(config: FitConfig, *, command: str = "", progress: Progress | None = Non
             head = fit_rows(config, data, train)
             fit_seconds = time.perf_counter() - fitting
             progress.advance()
-        chosen = thresholds_of(config, data, data.y[train], oof)
+        chosen = choose_thresholds(data.task, data.y[train], oof, rule=config.threshold)
         thresholds = [threshold.value for threshold in chosen.values()]
         judged = [Judged("cv", train, oof, folds.assignment)] + [
             Judged(name, data.rows(name), scores_of(head, data.X[data.rows(name)], data.task))
@@ -95,7 +95,8 @@ def fit(config: FitConfig, *, command: str = "", progress: Progress | None = Non
         metrics = judge(config, data, judged, thresholds, progress)
         write_config(folder, config)
         write_table(folder / "predictions.csv", predictions(data, judged, thresholds))
-        write_history(folder, getattr(head, "history_", []))
+        if hasattr(head, "history_"):
+            write_history(folder, head.history_)
         save_bundle(
             folder / "head",
             head,
@@ -186,16 +187,6 @@ def fit_rows(config: FitConfig, data: Labelled, rows: NDArray[np.int64]) -> Head
     """Fit a new head of the configuration on some rows."""
     head = make_head(config.head, data.task.kind, config.set, config.seed)
     return head.fit(data.X[rows], data.y[rows], groups=data.groups[rows])
-
-
-def thresholds_of(config: FitConfig, data: Labelled, y: NDArray[Any], oof: Scores) -> dict[str, Threshold]:
-    """Choose one threshold per label on out-of-fold scores; a multiclass task or a regression has none."""
-    rule, at = parse_rule(config.threshold)
-    if data.task.kind == "binary":
-        return {data.task.classes[1]: choose_threshold(y, oof, rule=rule, at=at)}
-    if data.task.kind == "multilabel":
-        return choose_thresholds(y, oof, data.task.classes, rule=rule, at=at)
-    return {}
 
 
 def judge(

@@ -22,6 +22,7 @@ from data.filecache import FileCache
 from data.images import load_image
 from data.leakage import (
     LeakageReport,
+    NearPairs,
     audit,
     connected_groups,
     near_pairs,
@@ -32,7 +33,7 @@ from data.leakage import (
 from data.manifest import Manifest
 from data.progress import Progress
 from data.split import parse_split
-from data.task import Task
+from data.task import Targets, Task, labelled
 from featurestore.store import FeatureStore
 from heads.inputs import Block, Inputs, Normalize, find_features, load_inputs
 
@@ -104,7 +105,7 @@ def join_features(
 
 
 def label(
-    inputs: Inputs, task: Task, y: NDArray[Any], store: FeatureStore, progress: Progress, *, need_train: bool = True
+    inputs: Inputs, task: Task, y: Targets, store: FeatureStore, progress: Progress, *, need_train: bool = True
 ) -> Labelled:
     """Bring embeddings, targets, splits and groups together and audit them.
 
@@ -129,7 +130,7 @@ def label(
     manifest = inputs.manifest
     column = manifest.role("split")
     split = parse_split(column, rows=manifest.rows) if column is not None else np.full(len(manifest), "train")
-    unlabelled = _unlabelled(y)
+    unlabelled = ~labelled(y)
     unassigned = (split == "") & ~unlabelled
     dropped = dict(inputs.dropped)
     for reason, mask in (("no label", unlabelled), ("no split", unassigned)):
@@ -142,20 +143,18 @@ def label(
             f"check the target and the split column"
         )
     manifest, keys, X, split = manifest.select([int(i) for i in kept]), inputs.keys[kept], inputs.X[kept], split[kept]
-    pairs = _near_duplicates(manifest, keys, X, store, progress)
-    own = _group_names(manifest)
-    # A sample without a group is a group of its own.
-    names = [name or f"sample {sample}" for name, sample in zip(own, manifest.ids, strict=True)]
+    near = _near_duplicates(manifest, keys, X, store, progress)
+    groups = _group_names(manifest)
     return Labelled(
         manifest=manifest,
         X=X,
         y=y[kept],
         task=task,
         split=split,
-        groups=connected_groups(len(kept), names, keys, pairs),
-        group_names=tuple(own),
+        groups=connected_groups(len(kept), groups, keys, near),
+        group_names=tuple(groups),
         blocks=inputs.blocks,
-        leakage=audit(split, own, keys, pairs, manifest.ids),
+        leakage=audit(split, groups, keys, near, manifest.ids, labels=_label_texts(manifest, task)),
         dropped=dropped,
     )
 
@@ -165,18 +164,15 @@ def _group_names(manifest: Manifest) -> list[str]:
     return [""] * len(manifest) if column is None else [name or "" for name in column]
 
 
-def _unlabelled(y: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return which rows have no label at all."""
-    if y.dtype.kind in "iu":
-        return np.asarray(y < 0)
-    missing: NDArray[np.bool_] = np.isnan(y)
-    return missing if missing.ndim == 1 else missing.all(axis=1)
+def _label_texts(manifest: Manifest, task: Task) -> list[str]:
+    """Return each sample's targets as one text, to tell contents with conflicting labels."""
+    return [" ".join(cell or "" for cell in cells) for cells in zip(*map(manifest.column, task.targets), strict=True)]
 
 
 def _near_duplicates(
     manifest: Manifest, keys: Keys, X: NDArray[np.float32], store: FeatureStore, progress: Progress
-) -> NDArray[np.int64]:
-    """Return pairs of positions with nearly the same content, shape (m, 2).
+) -> NearPairs:
+    """Return which samples have nearly the same content.
 
     Images are compared by perceptual hash and texts by their normalised words; where neither can be
     read (imported features), embeddings that point in the same direction are taken as the same.
@@ -184,8 +180,7 @@ def _near_duplicates(
     texts = [source.text for source in manifest.sources if source is not None and source.text is not None]
     if len(texts) == len(manifest):
         return near_pairs_by_text(texts)
-    images = [source is not None and source.modality == "image" and _exists(source.path) for source in manifest.sources]
-    if all(images):
+    if all(source is not None and source.modality == "image" and _exists(source.path) for source in manifest.sources):
         progress.stage("perceptual hashes", len(manifest))
         hashes = perceptual_hashes(
             manifest.sources,
@@ -193,7 +188,7 @@ def _near_duplicates(
             FileCache(store.files_cache),
             load_image,
             workers=os.cpu_count() or 1,
-            progress=progress,
+            progress=progress.advance,
         )
         return near_pairs(hashes)
     return near_pairs_by_embedding(X)

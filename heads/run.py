@@ -80,9 +80,9 @@ def write_config(run: Path, config: Config) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def write_history(run: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Write learning curves: one mapping per epoch or round."""
-    (run / "history.json").write_text(json.dumps(list(history), indent=1, allow_nan=False), encoding="utf-8")
+def write_history(run: Path, history: Mapping[str, Sequence[float | None]]) -> None:
+    """Write learning curves: the name of a quantity to its value per epoch."""
+    (run / "history.json").write_text(json.dumps(history, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def prediction_columns(task: Task, scores: NDArray[np.float64], predicted: NDArray[Any]) -> dict[str, list[str]]:

@@ -42,7 +42,7 @@ def paint(path: Path, rng: np.random.Generator, bright: int) -> None:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Callable[..., Path]:
-    """Write n pictures of some classes with a manifest: id, path, label, split, patient, score, text."""
+    """Write n pictures of some classes with a manifest: id, path, label, split, patient, score, note."""
 
     def write(n: int = 48, classes: int = 2, seed: int = 0) -> Path:
         folder = tmp_path / f"pictures{n}-{classes}-{seed}"
@@ -62,7 +62,7 @@ def pictures(tmp_path: Path) -> Callable[..., Path]:
                     "split": split,
                     "patient": f"p{patient}",
                     "score": round(label + 0.1 * rng.normal(), 3),
-                    "text": f"note number {i} of patient {patient}",
+                    "note": f"note number {i} of patient {patient}",
                 }
             )
         return write_csv(folder / "manifest.csv", rows)
