@@ -19,7 +19,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from data.errors import SampleError
+from data.errors import SampleError, SampleFailure
 from data.pixels import Image8, check_pixels, decoding, parse_selector, pick, stretch
 
 # Values that break the standard's spelling rules are common, and none of them is a pixel.
@@ -59,7 +59,10 @@ def decode_dicom(content: bytes, name: str, selector: str = "") -> Image8:
     with decoding(name, "a DICOM image", *_ERRORS):
         dataset = pydicom.dcmread(io.BytesIO(content))
         if "Rows" not in dataset or "Columns" not in dataset:
-            raise SampleError("unsupported", f"{name}: expected a DICOM image, found {_kind(dataset)} without pixels")
+            kind = _kind(dataset)
+            # The reader returns what precedes a cut; an image's class tells it from a report.
+            failure: SampleFailure = "truncated" if kind.endswith("Image Storage") else "unsupported"
+            raise SampleError(failure, f"{name}: expected a DICOM image, found {kind} without pixels")
         check_pixels(name, int(dataset.Rows), int(dataset.Columns))
         _require_decoder(dataset, name)
         _require_whole(dataset, name)
@@ -78,7 +81,7 @@ def decode_dicom(content: bytes, name: str, selector: str = "") -> Image8:
 
 def _kind(dataset: Dataset) -> str:
     uid = dataset.get("SOPClassUID")
-    return uid.name if uid is not None else "an object"
+    return str(uid.name) if uid is not None else "an object"
 
 
 def _require_decoder(dataset: Dataset, name: str) -> None:

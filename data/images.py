@@ -52,6 +52,9 @@ _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"(PIL|pydicom|nibabel|tifffile)\.")
+# Without handlers of their own, such remarks would also reach stderr where nobody has configured logging.
+for _library in ("PIL", "tifffile"):
+    logging.getLogger(_library).addHandler(logging.NullHandler())
 
 
 def load_image(source: Source, *, scaled_to: int | None = None, keep_grey: bool = False) -> Image8:

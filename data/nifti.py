@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 from typing import Any
 
 import nibabel
@@ -32,6 +33,9 @@ _SIZES_2 = {b"\x1c\x02\0\0", b"\0\0\x02\x1c"}
 
 MAX_VOLUME_BYTES = 4 * 2**30
 """Largest volume that a header may declare: what is inflated of a .nii.gz is never more."""
+
+# By default nibabel writes its remarks on odd headers to stderr; they belong to whoever configures logging.
+logging.getLogger("nibabel.global").handlers = [logging.NullHandler()]
 
 _ERRORS = (ImageFileError, ImageDataError, HeaderDataError, OrientationError, WrapStructError)
 _HEADER_BYTES = 540

@@ -171,7 +171,9 @@ class ImageTransform:
         Tensor
             uint8, (3, h, w).
         """
-        return self._apply_torch(image.to(device, non_blocking=True))
+        # Torch has no Lanczos filter on GPUs.
+        worker = "cpu" if self.interpolation == "lanczos" else device
+        return self._apply_torch(image.to(worker, non_blocking=True)).to(device)
 
     def normalize(self, batch: Tensor) -> Tensor:
         """Turn bytes into the model's input.

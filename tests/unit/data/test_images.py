@@ -21,7 +21,13 @@ from PIL import Image, ImageOps
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, SecondaryCaptureImageStorage
+from pydicom.uid import (
+    BasicTextSRStorage,
+    ExplicitVRLittleEndian,
+    JPEGLSLossless,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
 
 from data import images, nifti
 from data.errors import SampleError
@@ -387,9 +393,11 @@ def test_dicom_that_is_no_image() -> None:
     dataset = dicom(CR)
     for name in ("Rows", "Columns", "PixelData"):
         delattr(dataset, name)
+    assert refused(saved(dataset)).kind == "truncated"
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = BasicTextSRStorage
     error = refused(saved(dataset))
     assert error.kind == "unsupported"
-    assert "Secondary Capture" in str(error)
+    assert "Basic Text SR" in str(error)
 
 
 def test_dicom_deflated_is_refused_unread() -> None:
@@ -464,6 +472,14 @@ def test_nifti_other_dimensions_and_values() -> None:
     assert grey(nifti_bytes(mostly_empty)).max() == 255
     assert refused(nifti_bytes(np.full((3, 3, 3), np.nan))).kind == "not_finite"
     assert refused(nifti_bytes(VOLUME.astype(np.complex64))).kind == "unsupported"
+
+
+def test_nifti_remarks_on_headers_do_not_reach_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    content = bytearray(nifti_bytes(VOLUME))
+    content[76:80] = struct.pack("<f", -1.0)
+    content[80:84] = struct.pack("<f", -1.0)
+    assert grey(bytes(content)).shape == (6, 5)
+    assert capfd.readouterr().err == ""
 
 
 def test_nifti_pair_and_foreign_gzip() -> None:
