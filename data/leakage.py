@@ -95,12 +95,14 @@ class LeakageReport:
         """Return one line: what is shared, examples, and what to do."""
         if self.clean:
             return "the splits share no group, no content and no near-duplicate"
-        kinds = {
-            f"{self.groups.count} groups in several splits ({_affected(self.groups)})": self.groups,
-            f"{self.identical.count} byte-identical contents in several splits ({_affected(self.identical)})": self.identical,
-            f"{_affected(self.near)} with a near-duplicate in an earlier split": self.near,
-        }
-        found = [f"{what}, e.g. {finding.examples[0]}" for what, finding in kinds.items() if finding]
+        groups = f"{self.groups.count} groups in several splits ({_affected(self.groups)})"
+        identical = f"{self.identical.count} byte-identical contents in several splits ({_affected(self.identical)})"
+        near = f"{_affected(self.near)} with a near-duplicate in an earlier split"
+        found = [
+            f"{what}, e.g. {' or '.join(finding.examples[:2])}"
+            for what, finding in ((groups, self.groups), (identical, self.identical), (near, self.near))
+            if finding
+        ]
         return (
             f"the splits leak: {'; '.join(found)}; scores would be too good: use a split that keeps these together, or "
             "none (folds are made so); --allow-leakage goes on and says so in the report"

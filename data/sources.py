@@ -142,6 +142,8 @@ def _visible_files(folder: Path, prefix: str = "", above: frozenset[str] = froze
             continue
         if entry.is_dir():
             yield from _visible_files(Path(entry), f"{prefix}{entry.name}/", above | {real})
+        elif not entry.name.isascii() and any("\udc80" <= character <= "\udcff" for character in entry.name):
+            raise ManifestError(f"{folder}: the file name {os.fsencode(entry.name)!r} is not UTF-8; rename it")
         else:
             yield prefix + entry.name
 
@@ -226,7 +228,7 @@ class _Reading:
         if not found:
             raise self.fail(f"column {name!r} is empty in every row; nothing to encode")
         # A column of text may mention a file here and there; mostly files means that the others are mistakes.
-        if name != "path" and len(found[None]) * 2 > sum(map(len, found.values())):
+        if name != "path" and len(found[None]) * 2 >= sum(map(len, found.values())):
             return "text"
         unknown = found.pop(None, [])
         if unknown:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import TaskError, did_you_mean
-from data.manifest import Column, Manifest
+from data.labels import LabelColumn, as_class, asas_number, asas_truth, is_none, normal, split_labels
+from data.manifest import Manifest
 from data.tables import shorten
 
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
@@ -23,9 +23,6 @@ NO_FINDING = ("No Finding", "None")
 """Words for an empty set of labels in a delimited column; letter case, spaces, ``_`` and ``-`` do not matter."""
 REGRESSION_ABOVE = 20
 """A column of more different whole numbers than this is a quantity rather than a set of classes."""
-
-_MISSING = frozenset({"", "nan", "null", "<na>"})
-_TRUTH = {"true": "1", "false": "0"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +142,7 @@ def read_task(
     repeated = {name for name in targets if targets.count(name) > 1}
     if repeated:
         raise TaskError(f"targets named twice: {', '.join(sorted(repeated))}")
-    columns = [_Cells(manifest, name) for name in targets]
+    columns = [LabelColumn(manifest, name) for name in targets]
     for column in columns:
         column.refuse_empty()
     if len(columns) > 1:
@@ -169,7 +166,7 @@ def encode_targets(task: Task, manifest: Manifest) -> Targets:
     ManifestError
         If a target column is missing.
     """
-    columns = [_Cells(manifest, name) for name in task.targets]
+    columns = [LabelColumn(manifest, name) for name in task.targets]
     match task.kind:
         case "binary" | "multiclass":
             return _codes(columns[0], task)
@@ -206,65 +203,23 @@ def count_classes(task: Task, y: Targets) -> dict[str, int]:
 # Deciding -----------------------------------------------------------------------------------------------------------
 
 
-class _Cells:
-    """One target column: its cells without the blanks around them, None where the label is missing."""
-
-    def __init__(self, manifest: Manifest, name: str) -> None:
-        self.manifest, self.name = manifest, name
-        column: Column = manifest.column(name)
-        stripped = [None if cell is None else cell.strip() for cell in column]
-        self.cells = [None if cell is None or cell.casefold() in _MISSING else cell for cell in stripped]
-        self.written = [cell is not None and cell != "" for cell in stripped]
-        """Whether the cell holds anything at all: ``nan`` is written, an empty cell is not."""
-
-    @property
-    def distinct(self) -> set[str]:
-        return {cell for cell in self.cells if cell is not None}
-
-    @property
-    def known_numbers(self) -> set[float] | None:
-        """The different numbers of the column, or None if it is no column of numbers."""
-        numbers = {_number(cell) for cell in self.distinct if not _is_none(cell)}
-        return None if None in numbers or not numbers else {number for number in numbers if number is not None}
-
-    @property
-    def is_binary(self) -> bool:
-        return all(_truth(cell) is not None or _is_none(cell) for cell in self.distinct)
-
-    @property
-    def is_quantity(self) -> bool:
-        numbers = self.known_numbers
-        return numbers is not None and (len(numbers) > REGRESSION_ABOVE or any(not n.is_integer() for n in numbers))
-
-    def fail(self, positions: Iterable[int], expected: str) -> TaskError:
-        wrong = list(positions)
-        rows = shorten((f"row {self.manifest.rows[at]}: {self.cells[at]!r}" for at in wrong), len(wrong))
-        return TaskError(f"{self.manifest.path}, column {self.name!r}: expected {expected}; found {rows}")
-
-    def refuse_empty(self) -> None:
-        if not self.distinct:
-            raise TaskError(
-                f"{self.manifest.path}, column {self.name!r}: no sample has a label; all {len(self.cells)} are missing"
-            )
-
-
-def _task_of_columns(columns: Sequence[_Cells], kind: Kind | Literal["auto"]) -> Task:
+def _task_of_columns(columns: Sequence[LabelColumn], kind: Kind | Literal["auto"]) -> Task:
     names = tuple(column.name for column in columns)
     if kind in ("binary", "multiclass"):
         raise TaskError(f"a {kind} task has one target column, {len(columns)} were named: {', '.join(names)}")
     if kind == "multilabel" or (kind == "auto" and all(column.is_binary for column in columns)):
         return Task(kind="multilabel", targets=names, classes=names)
-    if kind == "regression" or any(column.is_quantity for column in columns):
+    if kind == "regression" or any(column.is_quantity(REGRESSION_ABOVE) for column in columns):
         return Task(kind="regression", targets=names)
     column = next(column for column in columns if not column.is_binary)
     wrong = (
-        at for at, cell in enumerate(column.cells) if cell is not None and _truth(cell) is None and not _is_none(cell)
+        at for at, cell in enumerate(column.cells) if cell is not None and as_truth(cell) is None and not is_none(cell)
     )
     raise column.fail(wrong, "0 and 1 in every column of a multilabel task (or --kind regression)")
 
 
 def _task_of_column(
-    column: _Cells,
+    column: LabelColumn,
     kind: Kind | Literal["auto"],
     delimiter: str,
     negative: tuple[str, ...],
@@ -291,13 +246,13 @@ def _task_of_column(
     return Task(kind=kind, targets=targets, classes=classes)
 
 
-def _kind_of(column: _Cells, delimiter: str) -> Kind:
+def _kind_of(column: LabelColumn, delimiter: str) -> Kind:
     if delimiter and any(delimiter in cell for cell in column.distinct):
         return "multilabel"
     classes = _ordered_classes(column)
     if len(classes) == 2:
         return "binary"
-    if column.is_quantity:
+    if column.is_quantity(REGRESSION_ABOVE):
         return "regression"
     labelled_samples = sum(cell is not None for cell in column.cells)
     if len(classes) == labelled_samples > REGRESSION_ABOVE:
@@ -309,14 +264,14 @@ def _kind_of(column: _Cells, delimiter: str) -> Kind:
 
 
 def _task_of_label_sets(
-    column: _Cells, delimiter: str, negative: tuple[str, ...], empty: Literal["auto", "negative", "missing"]
+    column: LabelColumn, delimiter: str, negative: tuple[str, ...], empty: Literal["auto", "negative", "missing"]
 ) -> Task:
-    words = frozenset(map(_normal, negative))
-    labels = {label for cell in column.distinct for label in _split_labels(cell, delimiter)}
+    words = frozenset(map(normal, negative))
+    labels = {label for cell in column.distinct for label in split_labels(cell, delimiter)}
     if empty == "auto":
         # Who writes "No Finding" in some rows means something else by an empty cell.
-        empty = "missing" if any(_normal(label) in words for label in labels) else "negative"
-    classes = sorted(label for label in labels if _normal(label) not in words)
+        empty = "missing" if any(normal(label) in words for label in labels) else "negative"
+    classes = sorted(label for label in labels if normal(label) not in words)
     if not classes:
         raise TaskError(
             f"{column.manifest.path}, column {column.name!r}: no row has a label; all are {', '.join(sorted(labels))}"
@@ -331,17 +286,18 @@ def _task_of_label_sets(
     )
 
 
-def _ordered_classes(column: _Cells) -> tuple[str, ...]:
-    if column.known_numbers is not None:
-        return tuple(_number_name(number) for number in sorted(column.known_numbers))
+def _ordered_classes(column: LabelColumn) -> tuple[str, ...]:
+    if column.numbers is not None:
+        return tuple(as_class(number) for number in sorted(column.numbers))
     return tuple(sorted(column.distinct))
 
 
-def _positive_last(column: _Cells, classes: tuple[str, ...], positive: str | None) -> tuple[str, ...]:
+def _positive_last(column: LabelColumn, classes: tuple[str, ...], positive: str | None) -> tuple[str, ...]:
     if positive is None:
         return classes
-    known = {_class_name(positive, classes)} & set(classes)
-    if not known:
+    number = as_number(positive)
+    known = {positive} if number is None else {positive, as_class(number)}
+    if not known & set(classes):
         raise TaskError(
             f"column {column.name!r} has no class {positive!r} to be positive; {did_you_mean(positive, classes)}"
         )
@@ -363,46 +319,48 @@ def _refuse_constant(task: Task, y: Targets) -> None:
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def _codes(column: _Cells, task: Task) -> NDArray[np.int64]:
+def _codes(column: LabelColumn, task: Task) -> NDArray[np.int64]:
     code_of = {name: code for code, name in enumerate(task.classes)}
     codes = np.full(len(column.cells), -1, dtype=np.int64)
+    numeric = all(as_number(name) is not None for name in task.classes)
     unknown = []
     for at, cell in enumerate(column.cells):
-        if cell is None:
+        if cell is None or (numeric and is_none(cell)):
             continue
-        code = code_of.get(cell, code_of.get(_class_name(cell, task.classes)))
-        if code is not None:
-            codes[at] = code
-        elif not (_is_none(cell) and _are_numbers(task.classes)):
+        number = as_number(cell) if numeric else None
+        code = code_of.get(cell if number is None else as_class(number))
+        if code is None:
             unknown.append(at)
+        else:
+            codes[at] = code
     if unknown:
         raise column.fail(unknown, f"one of the classes {', '.join(task.classes)}")
     return codes
 
 
-def _numbers(column: _Cells) -> NDArray[np.float64]:
-    return _converted(column, _number, "a finite number")
+def _numbers(column: LabelColumn) -> NDArray[np.float64]:
+    return _converted(column, as_number, "a finite number")
 
 
-def _zeros_and_ones(column: _Cells) -> NDArray[np.float32]:
-    return _converted(column, _truth, "0, 1 or an empty cell").astype(np.float32)
+def _zeros_and_ones(column: LabelColumn) -> NDArray[np.float32]:
+    return _converted(column, as_truth, "0, 1 or an empty cell").astype(np.float32)
 
 
-def _converted(column: _Cells, convert: Any, expected: str) -> NDArray[np.float64]:
-    values = [None if cell is None or _is_none(cell) else convert(cell) for cell in column.cells]
+def _converted(column: LabelColumn, convert: Any, expected: str) -> NDArray[np.float64]:
+    values = [None if cell is None or is_none(cell) else convert(cell) for cell in column.cells]
     wrong = [
         at
         for at, (cell, value) in enumerate(zip(column.cells, values, strict=True))
-        if value is None and cell is not None and not _is_none(cell)
+        if value is None and cell is not None and not is_none(cell)
     ]
     if wrong:
         raise column.fail(wrong, expected)
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _label_sets(column: _Cells, task: Task) -> NDArray[np.float32]:
+def _label_sets(column: LabelColumn, task: Task) -> NDArray[np.float32]:
     assert task.delimiter is not None
-    words = frozenset(map(_normal, task.negative))
+    words = frozenset(map(normal, task.negative))
     code_of = {name: code for code, name in enumerate(task.classes)}
     y = np.zeros((len(column.cells), len(task.classes)), dtype=np.float32)
     unknown, contradictory = [], []
@@ -411,8 +369,8 @@ def _label_sets(column: _Cells, task: Task) -> NDArray[np.float32]:
             if column.written[at] or task.empty == "missing":
                 y[at] = math.nan
             continue
-        labels = _split_labels(cell, task.delimiter)
-        present = [label for label in labels if _normal(label) not in words]
+        labels = split_labels(cell, task.delimiter)
+        present = [label for label in labels if normal(label) not in words]
         if len(present) < len(labels) and present:
             contradictory.append(at)
         elif not all(label in code_of for label in present):
@@ -424,43 +382,3 @@ def _label_sets(column: _Cells, task: Task) -> NDArray[np.float32]:
     if unknown:
         raise column.fail(unknown, f"labels among {', '.join(task.classes)}")
     return y
-
-
-def _split_labels(cell: str, delimiter: str) -> list[str]:
-    return [label.strip() for label in cell.split(delimiter) if label.strip()]
-
-
-def _normal(word: str) -> str:
-    return re.sub(r"[\s_-]+", " ", word).strip().casefold()
-
-
-def _is_none(cell: str) -> bool:
-    return cell.casefold() == "none"
-
-
-def _number(cell: str) -> float | None:
-    """Return a finite number, or None; ``1_000`` is a name, though Python reads it as a number."""
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and "_" not in cell else None
-
-
-def _truth(cell: str) -> float | None:
-    number = _number(_TRUTH.get(cell.casefold(), cell))
-    return number if number in (0.0, 1.0) else None
-
-
-def _number_name(number: float) -> str:
-    """Return one name for one number, so that 1, 1.0 and 01 are one class."""
-    return str(int(number)) if number.is_integer() else repr(number)
-
-
-def _are_numbers(classes: Iterable[str]) -> bool:
-    return all(_number(name) is not None for name in classes)
-
-
-def _class_name(cell: str, classes: Iterable[str]) -> str:
-    number = _number(cell) if _are_numbers(classes) else None
-    return cell if number is None else _number_name(number)
