@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import TaskError, did_you_mean
-from data.labels import LabelColumn, as_class, asas_number, asas_truth, is_none, normal, split_labels
+from data.labels import LabelColumn, as_class, as_number, as_truth, is_none, normal, split_labels
 from data.manifest import Manifest
 from data.tables import shorten
 
