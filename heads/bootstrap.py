@@ -38,6 +38,20 @@ class Estimate(TypedDict):
     partial_resamples: NotRequired[int]
 
 
+def format_estimate(estimate: Mapping[str, Any]) -> str:
+    """Return an estimate as text, such as ``0.912 [0.880, 0.940]``; without a value, an en dash."""
+    if estimate["value"] is None:
+        return "–"
+    if estimate["low"] is None:
+        return format_number(estimate["value"])
+    return f"{format_number(estimate['value'])} [{format_number(estimate['low'])}, {format_number(estimate['high'])}]"
+
+
+def format_number(value: float) -> str:
+    """Return a number with three decimals, or with four digits where it is large."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
     """Which rows are drawn together, how often and from which seed.

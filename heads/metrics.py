@@ -294,6 +294,7 @@ def _multiclass(y: Floats, proba: Floats, classes: Sequence[str], plan: Bootstra
         "recall": recall,
         "f1": ratio(2 * tp, support + chosen),
         "roc_auc": replicates["curves"][..., 0],
+        "average_precision": replicates["curves"][..., 1],
     }
     counts = np.bincount(truth * k + predicted, minlength=k * k).reshape(k, k)
     return {

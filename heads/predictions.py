@@ -1,0 +1,161 @@
+"""The rows of ``predictions.csv``: what a head said about samples it had not seen."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.task import Task
+from heads.bootstrap import Floats
+from heads.curves import Question
+from heads.errors import RunError
+
+FILE = "predictions.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """The judged rows of one split.
+
+    Attributes
+    ----------
+    task
+        The task.
+    groups
+        The group of each row, shape (n,); None where a row has none.
+    y
+        Class codes (n,) for binary and multiclass, else values (n, T), NaN where a target is unknown.
+    scores
+        Probability of the positive class (n,), of each class (n, K) or label (n, L); values (n, T).
+    """
+
+    task: Task
+    groups: tuple[str | None, ...]
+    y: Floats
+    scores: Floats
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns of `scores`; of a binary task, the positive class."""
+        return self.task.classes[-1:] if self.task.kind == "binary" else (self.task.classes or self.task.targets)
+
+    def questions(self, thresholds: Mapping[str, float]) -> list[Question]:
+        """Return each yes-or-no question in the task, over the rows whose answer is known.
+
+        Parameters
+        ----------
+        thresholds
+            Class or label to its threshold, where there is one.
+        """
+        columns = self.scores.reshape(len(self), -1)
+        if self.task.kind == "multilabel":
+            answers = self.y
+        else:
+            codes = [1] if self.task.kind == "binary" else range(len(self.names))
+            answers = np.stack([self.y == code for code in codes], axis=1).astype(np.float64)
+        grouped = any(group is not None for group in self.groups)
+        questions = []
+        for j, name in enumerate(self.names):
+            rows = np.flatnonzero(np.isfinite(answers[:, j]))
+            questions.append(
+                Question(
+                    name=name,
+                    truth=answers[rows, j] == 1,
+                    scores=columns[rows, j],
+                    groups=tuple(self.groups[i] for i in rows) if grouped else (),
+                    threshold=thresholds.get(name),
+                )
+            )
+        return questions
+
+
+def read_predictions(run: Path, task: Task) -> dict[str, Predictions]:
+    """Return the predictions of each split of a run.
+
+    Parameters
+    ----------
+    run
+        The run directory.
+    task
+        The run's task.
+
+    Raises
+    ------
+    RunError
+        If the file is missing, or does not fit the task.
+    """
+    path = run / FILE
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            _expect_columns(path, reader.fieldnames or (), task)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{path}: is not a CSV file: {error}") from error
+    by_split: dict[str, list[tuple[int, Mapping[str, str]]]] = {}
+    for number, row in enumerate(rows, start=2):
+        by_split.setdefault(row["split"], []).append((number, row))
+    try:
+        return {split: _parse(part, task) for split, part in by_split.items()}
+    except _BadCell as error:
+        raise RunError(f"{path}: {error}") from error
+
+
+class _BadCell(ValueError):
+    """A cell that does not fit its column; says the row and the column."""
+
+
+def _columns(task: Task) -> tuple[list[str], list[str]]:
+    """Return the columns of the truth and of the scores."""
+    if task.kind in ("binary", "multiclass"):
+        return ["true"], [f"prob[{name}]" for name in task.classes]
+    names = task.classes or task.targets
+    said = "prob" if task.kind == "multilabel" else "pred"
+    if task.kind == "regression" and len(names) == 1:
+        return ["true"], ["pred"]
+    return [f"true[{name}]" for name in names], [f"{said}[{name}]" for name in names]
+
+
+def _expect_columns(path: Path, found: Sequence[str], task: Task) -> None:
+    truth, scores = _columns(task)
+    missing = [name for name in ("split", "group", *truth, *scores) if name not in found]
+    if missing:
+        raise RunError(f"{path}: a {task.kind} task needs the columns {', '.join(missing)}; found {', '.join(found)}")
+
+
+def _parse(rows: Sequence[tuple[int, Mapping[str, str]]], task: Task) -> Predictions:
+    truth_columns, score_columns = _columns(task)
+    groups = tuple(row["group"] or None for _, row in rows)
+    scores = np.array([[_number(row, name, line) for name in score_columns] for line, row in rows])
+    if task.kind in ("binary", "multiclass"):
+        code = {name: float(j) for j, name in enumerate(task.classes)}
+        y = np.array([_lookup(code, row, line) for line, row in rows])
+        return Predictions(task=task, groups=groups, y=y, scores=scores[:, 1] if task.kind == "binary" else scores)
+    y = np.array([[_number(row, name, line, empty=np.nan) for name in truth_columns] for line, row in rows])
+    return Predictions(task=task, groups=groups, y=y, scores=scores)
+
+
+def _number(row: Mapping[str, Any], column: str, line: int, *, empty: float | None = None) -> float:
+    text = row[column] or ""
+    if not text and empty is not None:
+        return empty
+    try:
+        return float(text)
+    except ValueError:
+        raise _BadCell(f"row {line}, column {column!r}: expected a number, found {text!r}") from None
+
+
+def _lookup(code: Mapping[str, float], row: Mapping[str, str], line: int) -> float:
+    if row["true"] not in code:
+        raise _BadCell(f"row {line}, column 'true': expected one of {', '.join(code)}, found {row['true']!r}")
+    return code[row["true"]]
