@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -123,14 +124,15 @@ def perceptual_hashes(
     known = cache.hashes(HASH_METHOD, set(names))
     source_of = {name: source for name, source in zip(names, sources, strict=True) if name not in known}
     tell = progress or (lambda _: None)
-    tell(sum(name in known for name in names))
+    samples = Counter(names)
+    tell(sum(samples[name] for name in known))
     with ThreadPoolExecutor(workers, thread_name_prefix="hash") as pool:
         for some in chunks(list(source_of), _HASHES_AT_ONCE):
             results = zip(some, pool.map(compute, [source_of[name] for name in some]), strict=True)
             new = {name: value for name, value in results if not isinstance(value, SampleError)}
             cache.add_hashes(HASH_METHOD, new)
             known.update(new)
-            tell(len(some))
+            tell(sum(samples[name] for name in some))
     return [known.get(name) for name in names]
 
 
@@ -160,7 +162,7 @@ def near_pairs(hashes: Sequence[bytes | None], max_distance: int = MAX_DISTANCE)
     shares = bits.mean(axis=0)
     bits = bits[:, np.argsort(-shares * (1 - shares), kind="stable")]
     n_words = -(-bits.shape[1] // 64)
-    n_bands = min(max(max_distance + 1, n_words), bits.shape[1])
+    n_bands = max(max_distance + 1, n_words)
     words = [_as_word(bits[:, word::n_words]) for word in range(n_words)]
     found = _PairSet(len(distinct))
     for band in range(n_bands):
