@@ -41,6 +41,8 @@ Count = Annotated[int, Ge(1)]
 ClassWeight = Literal["balanced"] | None
 """``balanced`` weights each class by the inverse of its share of the training weight, per target."""
 
+INFINITE = "Input y contains infinity or a value too large for dtype('float64')."
+
 
 class HeadWarning(UserWarning):
     """A head was fitted, but not on all that was asked for."""
@@ -327,10 +329,12 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
 
     def _single_label(self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any) -> Training:
         labels = np.asarray(y)
-        if labels.dtype.kind == "f" and np.isnan(labels).any():
-            raise HeadError(
-                f"{self.name}: {int(np.isnan(labels).sum())} of {len(labels)} labels are NaN; drop those rows"
-            )
+        if labels.dtype.kind == "f":
+            if np.isinf(labels).any():
+                raise HeadError(f"{self.name}: {INFINITE}")
+            missing = int(np.isnan(labels).sum())
+            if missing:
+                raise HeadError(f"{self.name}: {missing} of {len(labels)} labels are NaN; drop those rows")
         try:
             check_classification_targets(labels)
         except ValueError as error:
@@ -447,7 +451,7 @@ def _numbers(head: str, y: ArrayLike) -> NDArray[np.float64]:
     if values.ndim not in (1, 2):
         raise HeadError(f"{head}: expected targets of shape (n,) or (n, T), got {values.shape}")
     if np.isinf(values).any():
-        raise HeadError(f"{head}: Input y contains infinity or a value too large for dtype('float64').")
+        raise HeadError(f"{head}: {INFINITE}")
     return values
 
 
