@@ -115,8 +115,8 @@ def _read_folder(folder: Path) -> tuple[Table, tuple[str, ...]]:
         )
     samples = found[modality]
     left_out = [file for file in files if modality_of(file) != modality]
-    remarks = (
-        f"{folder}: {len(left_out)} files are not {modality} and were left out: {shorten(left_out, len(left_out))}",
+    remark = (
+        f"{folder}: left out {len(left_out)} files that are no {modality} files: {shorten(left_out, len(left_out))}"
     )
     columns: dict[str, Column] = {"id": tuple(samples), "path": tuple(samples)}
     places = [sample.split("/")[:-1] for sample in samples]
@@ -125,7 +125,7 @@ def _read_folder(folder: Path) -> tuple[Table, tuple[str, ...]]:
         places = [place[1:] for place in places]
     if any(places):
         columns["label"] = tuple(place[0] if place else None for place in places)
-    return Table(columns, rows=tuple(range(1, len(samples) + 1))), remarks if left_out else ()
+    return Table(columns, rows=tuple(range(1, len(samples) + 1))), (remark,) if left_out else ()
 
 
 def _visible_files(folder: Path, prefix: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:

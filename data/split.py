@@ -188,6 +188,8 @@ class _Strata:
 
 
 def _strata(y: Targets, kind: Kind) -> _Strata:
+    if kind in ("binary", "multiclass"):
+        y = y.astype(np.int64)
     known = labelled(y)
     rows, label, labels = _label_pairs(y, kind)
     # The labelled rows as a stratum of their own keep the parts of equal size where the labels leave a choice.
@@ -202,9 +204,8 @@ def _strata(y: Targets, kind: Kind) -> _Strata:
 def _label_pairs(y: Targets, kind: Kind) -> tuple[NDArray[np.intp], NDArray[np.intp], int]:
     """Return the rows and labels of all (row, label) pairs, and how many labels there are."""
     if kind in ("binary", "multiclass"):
-        codes = y.astype(np.intp)
-        rows = np.flatnonzero(codes >= 0)
-        return rows, codes[rows], int(codes.max(initial=-1)) + 1
+        rows = np.flatnonzero(y >= 0)
+        return rows, y[rows].astype(np.intp), int(y.max(initial=-1)) + 1
     values = y.astype(np.float64).reshape(len(y), -1)
     if kind == "multilabel":
         rows, columns = np.nonzero(values == 1)

@@ -246,7 +246,7 @@ class TestFolder:
         assert manifest.ids == ("Dog/deep/c.Nii.GZ", "cat/a.jpeg", "cat/b.JPG")
         assert manifest.columns["label"] == ("Dog", "cat", "cat")
         assert "split" not in manifest.columns
-        assert manifest.remarks == (f"{root}: 1 files are not image and were left out: cat/notes.txt",)
+        assert manifest.remarks == (f"{root}: left out 1 files that are no image files: cat/notes.txt",)
 
     def test_splits_over_classes(self, folder: Write) -> None:
         manifest = read_manifest(folder("Training/cat/a.png", "Testing/dog/b.png", "val/cat/c.png"), split="split")
