@@ -42,8 +42,8 @@ def from_cache_or_hub(load: Callable[[], T], *, encoder: str, repo: str) -> T:
     try:
         with _offline():
             return load()
-    except _MISSING as missing:
-        gated = _require_reachable(encoder, repo, missing)
+    except _MISSING:
+        gated = _require_reachable(encoder, repo)
     try:
         return load()
     except _MISSING as error:
@@ -62,7 +62,7 @@ def _offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _require_reachable(encoder: str, repo: str, missing: Exception) -> bool:
+def _require_reachable(encoder: str, repo: str) -> bool:
     """Return whether a repository is gated; one request, where a download would retry for half a minute."""
     try:
         return bool(HfApi().model_info(repo, timeout=_TIMEOUT_S).gated)
@@ -73,7 +73,7 @@ def _require_reachable(encoder: str, repo: str, missing: Exception) -> bool:
         ) from error
     except Exception as error:  # the hub's client changes its HTTP library, and with it its errors
         raise WeightsUnavailable(
-            f"{encoder}: {repo} is not complete in the cache {constants.HF_HUB_CACHE} ({first_line(missing)}) and the "
-            f"hub cannot be reached ({first_line(error)}). Run once with a network, set HF_HOME to a cache that has "
-            f"it, or name a local copy of the repository by its path."
+            f"{encoder}: {repo}, or a file it refers to, is not in the cache {constants.HF_HUB_CACHE} and the hub cannot "
+            f"be reached ({first_line(error)}). Run once with a network, set HF_HOME to a cache that has it, or name a "
+            f"local copy of the repository by its path."
         ) from error

@@ -187,8 +187,8 @@ def _named_request(encoder: str, name: str) -> _Request:
     tags = [tag for architecture_, tag in open_clip.list_pretrained() if architecture_ == parsed.model]
     if parsed.tag is None:
         raise WeightsUnavailable(
-            f"open_clip:{parsed.model}: name the weights: /{', /'.join(tags) or '(none published)'}, @/path/to/file or, "
-            f"untrained, /random:0"
+            f"open_clip:{parsed.model}: name the weights: a tag ({', '.join(tags) or 'none published'}), "
+            f"open_clip:{parsed.model}@/path/to/file or, untrained, open_clip:{parsed.model}/random:0"
         )
     tag = get_pretrained_cfg(parsed.model, parsed.tag)
     if not tag:
@@ -210,9 +210,7 @@ def _image_encoder(request: _Request, model: Any, options: EncoderOptions) -> Im
     model = freeze(model, options.device)
     preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
     transform = from_open_clip(preprocess)
-    prefix = int(hasattr(model.visual, "class_embedding"))
-    poolings = ("native", *(["cls"] if prefix else []), "mean", "max")
-    pooling = choose_pooling(options.pooling, poolings, encoder=request.encoder)
+    pooling = choose_pooling(options.pooling, _poolings(model.visual), encoder=request.encoder)
     compute = _native(model) if pooling == "native" else _pooled(model, pooling)
     spec = EncoderSpec(
         family="open_clip",
@@ -234,6 +232,15 @@ def _image_encoder(request: _Request, model: Any, options: EncoderOptions) -> Im
         device=options.device,
         channels_last=is_convolutional(model.visual),
     )
+
+
+def _poolings(visual: Any) -> tuple[str, ...]:
+    """Return the poolings of an image tower: only transformers have tokens, and SigLIP's has no class token."""
+    trunk = getattr(visual, "trunk", None)
+    prefix = getattr(trunk, "num_prefix_tokens", None) if trunk is not None else int(hasattr(visual, "class_embedding"))
+    if prefix is None or (trunk is None and not prefix):
+        return ("native",)
+    return ("native", "cls", "mean", "max") if prefix else ("native", "mean", "max")
 
 
 def _native(model: Any) -> Callable[[Tensor], Tensor]:
@@ -342,8 +349,8 @@ class _Tokenizer:
     def _is_longer(self, text: str) -> bool:
         outer = self._tokenizer
         if self._inner is None:
-            return len(outer.encode(text)) + 2 > outer.context_length
-        return len(self._inner(outer.clean_fn(text), verbose=False)["input_ids"]) > outer.context_length
+            return bool(len(outer.encode(text)) + 2 > outer.context_length)
+        return bool(len(self._inner(outer.clean_fn(text), verbose=False)["input_ids"]) > outer.context_length)
 
 
 @contextmanager
