@@ -148,7 +148,7 @@ class GroupInfo:
                 keyed_by=state["keyed_by"],
                 ragged=bool(state["ragged"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise StoreCorrupt(
                 f"{directory / 'zarr.json'}: not an encoder group that this release can read ({error})"
             ) from error
