@@ -18,10 +18,16 @@ def positional(order: int) -> dict[str, Any]:
 
 
 def _as_tuple(value: Any) -> Any:
-    """Let one value stand for a list of one, and a comma-separated text for its parts."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
+    """Let one value stand for a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+def _split_at_commas(value: Any) -> Any:
+    """Return the parts of comma-separated texts."""
+    texts = _as_tuple(value)
+    if not isinstance(texts, (list, tuple)):
+        return value
+    return tuple(part.strip() for text in texts for part in str(text).split(",") if part.strip())
 
 
 def _as_settings(value: Any) -> Any:
@@ -37,7 +43,10 @@ def _as_settings(value: Any) -> Any:
     return settings
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Many = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+"""A list of texts, or one."""
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_at_commas)]
 """Column names: a list, one name, or names joined by commas."""
 
 Settings = Annotated[dict[str, Any], BeforeValidator(_as_settings)]

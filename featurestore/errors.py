@@ -54,6 +54,17 @@ class StoreUnwritable(FrostlineError, OSError):
 
 
 class StoreCorrupt(FrostlineError, ValueError):
-    """The store is damaged, incomplete or of a version this release cannot read."""
+    """The store is damaged, incomplete or of a version this release cannot read.
+
+    Parameters
+    ----------
+    message
+        One line: the file, what belongs there, what was found.
+    remedy
+        What to do.
+    """
 
     exit_code: ClassVar[int] = 4
+
+    def __init__(self, message: str, *, remedy: str = "`frostline store verify` lists all damage") -> None:
+        super().__init__(f"{message}; {remedy}")

@@ -13,7 +13,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,105 +27,18 @@ from data.progress import Progress, Silent
 from data.sources import read_manifest
 from featurestore import catalog, fidelity
 from featurestore.config import ExtractConfig
-from featurestore.describe import size
 from featurestore.encoder import Encoder, EncoderOptions
+from featurestore.errors import FeaturesMissing
 from featurestore.features import Features
 from featurestore.ledger import Ledger
 from featurestore.pipeline import Encoded, Pipeline
 from featurestore.plan import Plan, Shard, make_plan
 from featurestore.spec import Precision
 from featurestore.store import FeatureStore
+from featurestore.summary import ExtractSummary
 from featurestore.writer import Writer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractSummary:
-    """What an extraction did.
-
-    Attributes
-    ----------
-    encoder, fingerprint, group
-        The encoder's id, the identity of its values, and the group of the store they are in.
-    samples, cached, encoded, duplicates, absent
-        Samples in the manifest; already stored; encoded now; same content as another sample; empty cell.
-    failures
-        One entry per sample that could not be decoded: id, source, kind, message.
-    truncated, fallbacks, splits
-        Texts cut at the encoder's limit; batches repeated in fp32; batches split for want of memory.
-    seconds, seconds_by_stage, bottleneck
-        Wall time of the encoding loop and where it went.
-    batch_size, precision, dtype, device
-        What ``auto`` became.
-    fidelity
-        How close the vectors are to the library's own output; None if nothing was encoded.
-    stored, bytes
-        Rows of this encoder in the store, and their size on disk.
-    interrupted
-        The signal that ended the run early, or None.
-    """
-
-    encoder: str
-    fingerprint: str
-    group: str
-    samples: int
-    cached: int
-    encoded: int
-    duplicates: int
-    absent: int
-    failures: tuple[Mapping[str, str], ...]
-    truncated: int
-    fallbacks: int
-    splits: int
-    seconds: float
-    seconds_by_stage: Mapping[str, float]
-    bottleneck: str | None
-    batch_size: int
-    precision: str
-    dtype: str
-    device: str
-    fidelity: Mapping[str, float] | None
-    stored: int
-    bytes: int
-    interrupted: int | None = None
-
-    @property
-    def samples_per_second(self) -> float:
-        """Encoded samples per second of the encoding loop; 0 if nothing was encoded."""
-        return self.encoded / self.seconds if self.encoded and self.seconds else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary as JSON-ready values."""
-        return {**asdict(self), "samples_per_second": self.samples_per_second}
-
-    def explain(self) -> str:
-        """Return the summary in words."""
-        lines = [
-            f"{self.encoder}  fingerprint {self.fingerprint[:12]}  {self.precision} on {self.device} as {self.dtype}",
-            f"  {self.samples} samples: {self.cached} cached, {self.encoded} encoded, {len(self.failures)} failed",
-        ]
-        rest = {
-            "have the content of another sample": self.duplicates,
-            "have an empty cell": self.absent,
-            "texts were cut at the encoder's limit": self.truncated,
-            "batches were repeated in fp32": self.fallbacks,
-            "batches were split for want of memory": self.splits,
-        }
-        lines += [f"  {count} {what}" for what, count in rest.items() if count]
-        if self.encoded:
-            stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds_by_stage.items())
-            lines.append(
-                f"  {self.samples_per_second:.1f} samples/s in batches of {self.batch_size}; "
-                f"bound by {self.bottleneck} ({stages})"
-            )
-        if self.fidelity is not None:
-            lines.append(
-                f"  fidelity: cosine {self.fidelity['min_cosine']:.7f} and largest difference "
-                f"{self.fidelity['max_abs']:.1e} against the library's own fp32 output"
-            )
-        lines.append(f"  {self.stored} rows in the store, {size(self.bytes)}")
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -167,14 +81,16 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
     device = resolve_device(config.device)
     workers = (os.cpu_count() or 1) if config.workers == "auto" else _positive(config.workers, "--workers")
     manifest = _manifest(config)
+    for remark in manifest.remarks:
+        progress.note(remark)
     name = catalog.canonical(config.encoder or catalog.default_encoder(manifest.modality))
     progress.stage(f"loading {name}", 1)
     encoder = catalog.load_encoder(name, _options(config, manifest, device))
     progress.advance()
     store = FeatureStore(config.store, create=create) if create or config.store.exists() else None
     features = None
-    if store is not None:
-        features = store.open(encoder.spec, name=name, create=create)
+    with suppress(FeaturesMissing):  # a dry run makes no group
+        features = store.open(encoder.spec, name=name, create=create) if store is not None else None
     progress.stage("reading content keys", len(manifest))
     cache = FileCache(store.files_cache if store else None)
     keys, unreadable = cache.keys(manifest.sources, workers=workers, progress=progress.advance)

@@ -97,12 +97,9 @@ def make_plan(
     unique = readable[_first_of_each(keys[readable])]
     ordered = unique[np.argsort(_costs([manifest.sources[i] for i in unique]), kind="stable")]
     stored = np.zeros(len(ordered), bool) if features is None else features.contains(keys[ordered])
-    batches = []
-    for start in range(0, len(ordered), batch_size):
-        chosen = ordered[start : start + batch_size][~stored[start : start + batch_size]]
-        if len(chosen):
-            batches.append(tuple(int(i) for i in chosen))
-    mine = tuple(batches[shard.index :: shard.count])
+    starts = range(shard.index * batch_size, len(ordered), shard.count * batch_size)
+    left = (ordered[s : s + batch_size][~stored[s : s + batch_size]] for s in starts)
+    mine = tuple(tuple(batch.tolist()) for batch in left if len(batch))
     return Plan(
         batches=mine,
         cached=int(stored.sum()),

@@ -62,7 +62,8 @@ class FeatureStore:
             raise StoreCorrupt(f"{self._features}: a zarr group, but not a feature store (no format version)")
         if version > VERSION:
             raise StoreCorrupt(
-                f"{self._features}: format version {version}, this release reads up to {VERSION}; upgrade Frostline"
+                f"{self._features}: format version {version}, this release reads up to {VERSION}",
+                remedy="upgrade Frostline",
             )
 
     def _refuse_unless_new(self, *, create: bool) -> None:

@@ -7,14 +7,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from data.config import Config, ManifestConfig, Names, Settings, positional
+from data.config import Config, ManifestConfig, Many, Names, Settings, positional
 
 
 class FitConfig(ManifestConfig):
     """What `fit-head` can be told."""
 
     store: Path = Field(description="the feature store")
-    encoder: Names = Field(min_length=1, description="encoder id as stored; several are joined side by side")
+    encoder: Many = Field(min_length=1, description="encoder id as stored; several are joined side by side")
     target: Names = Field(min_length=1, description="target column, or several joined by commas")
     head: str = Field(default="linear", description="the head; `frostline heads` lists them")
     kind: Literal["auto", "binary", "multiclass", "multilabel", "regression"] = Field(

@@ -18,7 +18,8 @@ from data.errors import ConfigError
 from data.progress import Progress, Silent
 from data.split import holdout
 from featurestore.config import ExtractConfig
-from featurestore.extract import ExtractSummary, extract
+from featurestore.extract import extract
+from featurestore.summary import ExtractSummary
 from heads.config import FitConfig
 from heads.fit import fit
 from heads.record import RunRecord

@@ -72,7 +72,7 @@ def fit(config: FitConfig, *, command: str = "", progress: Progress | None = Non
     with new_run(config.out, overwrite=config.overwrite) as folder:
         started = time.perf_counter()
         data = load(config, progress)
-        remarks = gate(data, allow=config.allow_leakage)
+        remarks = [*data.manifest.remarks, *gate(data, allow=config.allow_leakage)]
         train = data.rows("train")
         folds = make_folds(
             data.y[train], data.task.kind, data.groups[train], config.folds, config.seed, classes=data.task.classes

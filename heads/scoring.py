@@ -57,7 +57,8 @@ def answers(scores: Scores, task: Task, thresholds: ArrayLike) -> NDArray[Any]:
     if task.kind == "regression":
         return scores
     if task.kind == "multiclass":
-        return np.argmax(scores, axis=1)
+        best: NDArray[np.int64] = scores.argmax(axis=1)
+        return best
     return (scores >= np.asarray(thresholds)).astype(np.int64)
 
 

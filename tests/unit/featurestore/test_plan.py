@@ -71,6 +71,13 @@ def test_shards_are_disjoint_and_together_complete() -> None:
     assert sum(map(len, shards)) == len(whole)
 
 
+def test_a_shard_is_the_same_whatever_the_others_have_stored() -> None:
+    texts: list[str | None] = ["x" * n for n in range(12, 0, -1)]
+    second = plan_of(texts, shard=Shard(1, 2))
+    done = [texts[i] for batch in plan_of(texts, shard=Shard(0, 2)).batches for i in batch]
+    assert plan_of(texts, stored=[text for text in done if text], shard=Shard(1, 2)).batches == second.batches
+
+
 def test_unreadable_samples_are_counted_and_not_planned() -> None:
     texts: list[str | None] = ["a", "b", "c"]
     keys = as_keys(content_key((text or "").encode()) for text in texts)

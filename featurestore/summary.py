@@ -1,0 +1,97 @@
+"""What an extraction did, in figures and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from featurestore.describe import size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractSummary:
+    """What an extraction did.
+
+    Attributes
+    ----------
+    encoder, fingerprint, group
+        The encoder's id, the identity of its values, and the group of the store they are in.
+    samples, cached, encoded, duplicates, absent
+        Samples in the manifest; already stored; encoded now; same content as another sample; empty cell.
+    failures
+        One entry per sample that could not be decoded: id, source, kind, message.
+    truncated, fallbacks, splits
+        Texts cut at the encoder's limit; batches repeated in fp32; batches split for want of memory.
+    seconds, seconds_by_stage, bottleneck
+        Wall time of the encoding loop and where it went.
+    batch_size, precision, dtype, device
+        What ``auto`` became.
+    fidelity
+        How close the vectors are to the library's own output; None if nothing was encoded.
+    stored, bytes
+        Rows of this encoder in the store, and their size on disk.
+    interrupted
+        The signal that ended the run early, or None.
+    """
+
+    encoder: str
+    fingerprint: str
+    group: str
+    samples: int
+    cached: int
+    encoded: int
+    duplicates: int
+    absent: int
+    failures: tuple[Mapping[str, str], ...]
+    truncated: int
+    fallbacks: int
+    splits: int
+    seconds: float
+    seconds_by_stage: Mapping[str, float]
+    bottleneck: str | None
+    batch_size: int
+    precision: str
+    dtype: str
+    device: str
+    fidelity: Mapping[str, float] | None
+    stored: int
+    bytes: int
+    interrupted: int | None = None
+
+    @property
+    def samples_per_second(self) -> float:
+        """Encoded samples per second of the encoding loop; 0 if nothing was encoded."""
+        return self.encoded / self.seconds if self.encoded and self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as JSON-ready values."""
+        return {**asdict(self), "samples_per_second": self.samples_per_second}
+
+    def explain(self) -> str:
+        """Return the summary in words."""
+        lines = [
+            f"{self.encoder}  fingerprint {self.fingerprint[:12]}  {self.precision} on {self.device} as {self.dtype}",
+            f"  {self.samples} samples: {self.cached} cached, {self.encoded} encoded, {len(self.failures)} failed",
+        ]
+        rest = {
+            "have the content of another sample": self.duplicates,
+            "have an empty cell": self.absent,
+            "texts were cut at the encoder's limit": self.truncated,
+            "batches were repeated in fp32": self.fallbacks,
+            "batches were split for want of memory": self.splits,
+        }
+        lines += [f"  {count} {what}" for what, count in rest.items() if count]
+        if self.encoded:
+            stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds_by_stage.items())
+            lines.append(
+                f"  {self.samples_per_second:.1f} samples/s in batches of {self.batch_size}; "
+                f"bound by {self.bottleneck} ({stages})"
+            )
+        if self.fidelity is not None:
+            lines.append(
+                f"  fidelity: cosine {self.fidelity['min_cosine']:.7f} and largest difference "
+                f"{self.fidelity['max_abs']:.1e} against the library's own fp32 output"
+            )
+        lines.append(f"  {self.stored} rows in the store, {size(self.bytes)}")
+        return "\n".join(lines)
