@@ -54,7 +54,7 @@ class LinearClassifier(ClassifierHead):
 
     Notes
     -----
-    One core solves all inner folds and labels together to a proven distance from the optimum; see
+    One core solves all inner folds and labels together to a bounded distance from the optimum; see
     `heads.solvers.logistic`. Inner folds share the standardisation of all training rows.
     """
 

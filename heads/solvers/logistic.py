@@ -14,8 +14,9 @@ over W (d, K) and the unpenalised intercept b (K): softmax loss over K classes, 
 2. L-BFGS runs on all problems at once. The line search moves along cached logits Z + t Zd, costs no
    matrix product, and accepts by slopes alone: the loss is convex, and in float32 differences of
    slopes can be trusted where differences of losses cannot.
-3. Problems that are done leave the batch. Done means proven: the objective is strongly convex, so
-   |gradient|^2 / (2 penalty) bounds the distance to the optimum.
+3. Problems that are done leave the batch. Done is judged by a bound, not by small steps: the objective
+   is strongly convex in W, so |gradient|^2 / (2 penalty) bounds its distance to the optimum. Only
+   the intercept, which is not penalised, adds an estimate by its curvature.
 4. What float32 could not finish is finished in float64 from where it stopped.
 """
 
@@ -93,7 +94,7 @@ class Solution:
     objective
         Objective in the units of the text above, shape (P,), float64.
     gap
-        Proven upper bound on objective minus optimum, shape (P,), float64.
+        Bound on objective minus optimum (see 3. above), shape (P,), float64.
     """
 
     coef: NDArray[np.float64]
@@ -132,7 +133,7 @@ def fit_logistic(
     start
         `theta` of a neighbouring solution.
     tol
-        Proven relative distance to the optimum at which a problem is done.
+        Relative distance to the optimum, by the bound, at which a problem is done.
     max_iter
         Iterations after which a problem is left as it is, in each precision.
     """
@@ -269,7 +270,7 @@ class _Problems:
         return (1 / curvature)[:, :, None]
 
     def gap(self, gradient: Tensor, scale: Tensor) -> Tensor:
-        """Return the upper bound on objective minus optimum; the intercept's part rests on its curvature."""
+        """Return the bound on objective minus optimum; the intercept's part rests on its curvature."""
         return (
             gradient[:-1].square().sum((0, 2)) / self.penalty + (gradient[-1:].square() * scale[-1:]).sum((0, 2))
         ) / 2

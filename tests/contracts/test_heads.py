@@ -46,7 +46,7 @@ NOT_ALL: dict[str, str] = {
 }
 NOT_BY_CLASS: dict[str, dict[str, str]] = {
     "LinearClassifier": {
-        "check_sample_weight_equivalence_on_dense_data": "the optimum is proven to 1e-10 of the objective, "
+        "check_sample_weight_equivalence_on_dense_data": "the optimum is reached to 1e-10 of the objective, "
         "which is not 1e-7 of a probability; equivalence is tested in tests/unit/heads/test_linear.py",
     },
     "KNNClassifier": {
