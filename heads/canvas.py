@@ -46,7 +46,8 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelsize": 8,
     "xtick.major.size": 3,
     "ytick.major.size": 3,
-    "legend.frameon": False,
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
     "legend.fontsize": 8,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
@@ -80,7 +81,7 @@ def panels(
     """
     columns = min(columns, n)
     rows = math.ceil(n / columns)
-    left, right, top, bottom, gap_x, gap_y = 0.6, 0.15, 0.6, 0.55, 0.22, 0.42
+    left, right, top, bottom, gap_x, gap_y = 0.6, 0.15, 0.6, 0.55, 0.22, 0.58
     width = left + columns * side + (columns - 1) * gap_x + right
     height = top + rows * side + (rows - 1) * gap_y + bottom
     with figure(path, width, height, layout=None) as drawn:

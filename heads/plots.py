@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from heads.bootstrap import Estimate, Floats
-from heads.canvas import COLORS, FAINT, GRID, INK, NEGATIVE, POSITIVE, figure, panels, shorten
+from heads.canvas import COLORS, FAINT, INK, NEGATIVE, POSITIVE, figure, panels, shorten
 from heads.curves import (
     BAND_GRID,
     Question,
@@ -57,7 +57,7 @@ def roc(path: Path, questions: Sequence[Question], areas: Labels) -> None:
                 _chance(ax)
                 _panel_text(ax, question, areas[question.name])
         return
-    with figure(path, 4.6, 4.5) as drawn:
+    with figure(path, 4.5, 4.5) as drawn:
         ax = drawn.subplots()
         for color, question in zip(COLORS, shown, strict=False):
             if len(shown) == 1:
@@ -90,9 +90,9 @@ def precision_recall(path: Path, questions: Sequence[Question], precisions: Labe
                 ax.step(recall, precision, where="pre", color=COLORS[0], linewidth=1.5)
                 ax.axhline(question.truth.mean(), color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
                 _unit_square(ax)
-                _panel_text(ax, question, precisions[question.name], top=True)
+                _panel_text(ax, question, precisions[question.name])
         return
-    with figure(path, 4.6, 4.5) as drawn:
+    with figure(path, 4.5, 4.5) as drawn:
         ax = drawn.subplots()
         for color, question in zip(COLORS, shown, strict=False):
             recall, precision = precision_recall_points(question.truth, question.scores)
@@ -121,7 +121,7 @@ def confusion(path: Path, counts: Sequence[Sequence[int]], classes: Sequence[str
     k = len(classes)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     names = [shorten(name, 18) for name in classes]
-    side = float(np.clip(1.6 + 0.72 * k, 4.0, 9.4))
+    side = float(np.clip(1.3 + 0.65 * k, 3.9, 9.0))
     with figure(path, side + 0.6, side) as drawn:
         ax = drawn.subplots()
         image = ax.imshow(share, cmap=_COUNTS, vmin=0, vmax=1)
@@ -162,7 +162,7 @@ def calibration(path: Path, confidence: Floats, outcome: NDArray[np.bool_], *, b
     """
     diagram = reliability(confidence, outcome, bins=bins)
     error = np.average(np.abs(diagram.observed - diagram.claimed), weights=diagram.counts)
-    with figure(path, 4.6, 4.9) as drawn:
+    with figure(path, 4.5, 4.9) as drawn:
         ax, below = drawn.subplots(2, 1, sharex=True, height_ratios=[4, 1])
         ax.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         ax.vlines(diagram.claimed, diagram.low, diagram.high, color=COLORS[0], alpha=0.45, linewidth=1.6)
@@ -219,7 +219,7 @@ def score_histograms(path: Path, questions: Sequence[Question]) -> None:
     """
     shown = largest(questions, MANY)
     if len(shown) == 1:
-        with figure(path, 4.6, 3.4) as drawn:
+        with figure(path, 4.5, 3.4) as drawn:
             ax = drawn.subplots()
             _two_histograms(ax, shown[0])
             ax.set(xlabel=f"Score of {shown[0].name}", ylabel="Share of the class", title="Scores by true class")
@@ -244,7 +244,7 @@ def learning_curves(path: Path, history: Mapping[str, Sequence[float | None]]) -
     history
         Name of a loss to its value per epoch; None where there is none.
     """
-    with figure(path, 4.6, 3.4) as drawn:
+    with figure(path, 4.5, 3.4) as drawn:
         ax = drawn.subplots()
         series = {name: np.array(values, dtype=np.float64) for name, values in history.items()}
         series = {name: values for name, values in series.items() if np.isfinite(values).any()}
@@ -331,18 +331,10 @@ def _unit_square(ax: Axes) -> None:
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
 
 
-def _panel_text(ax: Axes, question: Question, value: str, *, top: bool = False) -> None:
-    ax.set_title(shorten(question.name), fontsize=8.5)
-    ax.text(
-        0.97,
-        0.96 if top else 0.05,
-        f"{value}\n{int(question.truth.sum())} positives",
-        transform=ax.transAxes,
-        ha="right",
-        va="top" if top else "bottom",
-        fontsize=7.5,
-        bbox={"facecolor": "white", "edgecolor": GRID, "boxstyle": "round,pad=0.3", "alpha": 0.85, "linewidth": 0.6},
-    )
+def _panel_text(ax: Axes, question: Question, value: str) -> None:
+    ax.set_title(shorten(question.name), fontsize=8.5, pad=17)
+    below = f"{value}, {int(question.truth.sum())} positives"
+    ax.text(0, 1.035, below, transform=ax.transAxes, fontsize=7, color=INK)
 
 
 def _legend(name: str, value: str) -> str:

@@ -59,9 +59,7 @@ def rows_of(task, split, y, scores, groups, thresholds, fold):
             row |= {f"true[{name}]": y[i, j] for j, name in enumerate(task.targets)}
             row |= {f"pred[{name}]": scores[i, j] for j, name in enumerate(task.targets)}
         elif task.kind == "multilabel":
-            row |= {
-                f"true[{name}]": "" if np.isnan(y[i, j]) else int(y[i, j]) for j, name in enumerate(task.classes)
-            }
+            row |= {f"true[{name}]": "" if np.isnan(y[i, j]) else int(y[i, j]) for j, name in enumerate(task.classes)}
             row |= {f"pred[{name}]": int(scores[i, j] >= cuts[j]) for j, name in enumerate(task.classes)}
             row |= {f"prob[{name}]": scores[i, j] for j, name in enumerate(task.classes)}
         else:
@@ -72,7 +70,9 @@ def rows_of(task, split, y, scores, groups, thresholds, fold):
         yield row
 
 
-def write_run(folder, kind, *, task=None, splits=(("cv", 300), ("test", 160)), seed=0, n_boot=60, head="linear", **record):
+def write_run(
+    folder, kind, *, task=None, splits=(("cv", 300), ("test", 160)), seed=0, n_boot=60, head="linear", **record
+):
     """Write a run directory as `fit-head` does, without bundle, plots and page."""
     task = task or TASKS[kind]
     rng = np.random.default_rng(seed)
