@@ -47,7 +47,7 @@ def comparison(runs: Sequence[tuple[str, str, RunRecord]]) -> Html:
     ]
     where = SPLIT_NAMES[split].lower()
     head = ["Run", "Interval", *map(metric_name, names)]
-    head += [f"{metric_name(first)}, cross-validation"] if chosen_by else []
+    head += [f"{metric_name(first)}, CV"] if chosen_by else []
     return join(
         [
             element(

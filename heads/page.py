@@ -93,7 +93,7 @@ def picture(path: Path, *, alt: str) -> Html:
 
 def whisker(low: float, value: float, high: float, *, left: float, right: float, best: bool) -> Html:
     """Return an interval as a small drawing on the axis from `left` to `right`."""
-    width, middle, margin = 160, 9, 6
+    width, middle, margin = 140, 9, 6
 
     def place(number: float) -> str:
         share = (number - left) / (right - left) if right > left else 0.5
