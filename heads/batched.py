@@ -13,7 +13,7 @@ CPU the weights are bit-identical however the recipes are grouped; across device
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -135,17 +135,16 @@ def train_one(
 def logits_of(
     architecture: Architecture, state: Mapping[str, NDArray[Any]], X: Floats, *, device: str = "cpu"
 ) -> NDArray[np.float32]:
-    """Return the logits of one trained model, shape (n, k), a chunk of rows at a time."""
+    """Return the logits of trained models whose states are stacked along a first axis, shape (G, n, k)."""
     place = torch_device(device)
-    stacked = {name: as_tensor(value, place)[None] for name, value in state.items()}
+    stacked = {name: as_tensor(value, place) for name, value in state.items()}
+    models = len(next(iter(stacked.values())))
     with torch.inference_mode():
         chunks = [
-            architecture.forward(stacked, as_tensor(X[start : start + _SCORE_CHUNK], place).float()[None], None)[
-                0
-            ].cpu()
-            for start in range(0, max(len(X), 1), _SCORE_CHUNK)
+            architecture.forward(stacked, rows.expand(models, *rows.shape), None).cpu()
+            for rows in (as_tensor(part, place).float() for part in _chunks(X))
         ]
-    logits: NDArray[np.float32] = torch.cat(chunks).numpy()
+    logits: NDArray[np.float32] = torch.cat(chunks, dim=1).numpy()
     return logits
 
 
@@ -310,3 +309,8 @@ class _Cohort:
             )
         state = {name: value.cpu().numpy() for name, value in self._best[position].items()}
         return TrainedModel(state=state, best_epoch=course.best_epoch, history=course.history)
+
+
+def _chunks(X: Floats) -> Iterator[Floats]:
+    """Yield the rows in chunks, at least one."""
+    return (X[start : start + _SCORE_CHUNK] for start in range(0, max(len(X), 1), _SCORE_CHUNK))

@@ -1,17 +1,14 @@
-"""Multilayer perceptron: a small network with dropout and normalisation, stopped on an inner split."""
+"""Multilayer perceptron: small networks, each stopped on rows it does not learn from, and averaged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
-from torch import Tensor
-from torch.nn.functional import gelu, relu
 
 from data.errors import SplitError
 from data.split import holdout
@@ -30,87 +27,16 @@ from heads.base import (
     SearchSpace,
     Training,
 )
-from heads.batched import logits_of, train_one
+from heads.batched import logits_of, train_many
+from heads.errors import HeadError
 from heads.losses import LossName
 from heads.training.course import Schedule
-from heads.training.layers import TrainingPass, batch_norm, layer_norm, linear, uniform_linear
+from heads.training.perceptron import Activation, Norm, Order, Perceptron
 from heads.training.plan import Fold, Recipe, Regime, TrainedModel
 
-Norm = Literal["layer", "batch", "none"]
-Activation = Literal["relu", "gelu"]
-Order = Literal["linear-norm-activation", "linear-activation-norm"]
 HiddenWidths = tuple[Count, ...]
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu}
 _REGRESSION_LOSSES: dict[str, LossName] = {"huber": "huber", "mse": "squared_error", "mae": "absolute_error"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Perceptron:
-    """The architecture of an `mlp` head: hidden layers of linear, norm, activation and dropout, then a linear one.
-
-    Attributes
-    ----------
-    inputs, outputs
-        Length of an embedding, and number of logits.
-    hidden
-        Widths of the hidden layers.
-    activation, norm, order
-        What each hidden layer is made of; dropout always comes last.
-    logit_shifts
-        Whether a learned vector is subtracted from the logits.
-    """
-
-    inputs: int
-    outputs: int
-    hidden: tuple[int, ...] = (512,)
-    activation: Activation = "relu"
-    norm: Norm = "layer"
-    order: Order = "linear-norm-activation"
-    logit_shifts: bool = False
-
-    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the initial weights of one model; the linear layers start as torch's do."""
-        weights = {}
-        for layer, (inputs, width) in enumerate(zip((self.inputs, *self.hidden), self.hidden, strict=False)):
-            weights[f"{layer}.weight"], weights[f"{layer}.bias"] = uniform_linear(inputs, width, generator)
-            if self.norm != "none":
-                weights[f"{layer}.norm.gain"], weights[f"{layer}.norm.bias"] = torch.ones(width), torch.zeros(width)
-        last = (self.inputs, *self.hidden)[-1]
-        weights["logits.weight"], weights["logits.bias"] = uniform_linear(last, self.outputs, generator)
-        if self.logit_shifts:
-            weights["logits.shifts"] = torch.zeros(self.outputs)
-        return weights
-
-    def running(self) -> dict[str, Tensor]:
-        """Return the initial running statistics of one model."""
-        statistics = {}
-        if self.norm == "batch":
-            for layer, width in enumerate(self.hidden):
-                statistics[f"{layer}.norm.mean"] = torch.zeros(width)
-                statistics[f"{layer}.norm.variance"] = torch.ones(width)
-        return statistics
-
-    def forward(self, state: Mapping[str, Tensor], x: Tensor, training: TrainingPass | None) -> Tensor:
-        """Return logits (G, b, outputs) of features (G, b, inputs)."""
-        for layer in range(len(self.hidden)):
-            x = linear(x, state[f"{layer}.weight"], state[f"{layer}.bias"])
-            if self.order == "linear-norm-activation":
-                x = _ACTIVATIONS[self.activation](self._normalized(state, layer, x, training))
-            else:
-                x = self._normalized(state, layer, _ACTIVATIONS[self.activation](x), training)
-            if training is not None:
-                x = training.drop(x)
-        logits = linear(x, state["logits.weight"], state["logits.bias"])
-        return logits - state["logits.shifts"][:, None] if self.logit_shifts else logits
-
-    def _normalized(self, state: Mapping[str, Tensor], layer: int, x: Tensor, training: TrainingPass | None) -> Tensor:
-        if self.norm == "none":
-            return x
-        gain, bias = state[f"{layer}.norm.gain"], state[f"{layer}.norm.bias"]
-        if self.norm == "layer":
-            return layer_norm(x, gain, bias)
-        return batch_norm(x, gain, bias, state[f"{layer}.norm.mean"], state[f"{layer}.norm.variance"], training)
 
 
 class _PerceptronHead(Head):
@@ -129,6 +55,7 @@ class _PerceptronHead(Head):
     patience: int
     schedule: Schedule
     validation_fraction: float
+    members: int
     random_state: int
     device: str
 
@@ -157,21 +84,21 @@ class _PerceptronHead(Head):
         )
 
     def _train(self, training: Training, y: NDArray[Any], outputs: int, loss: LossName, recipe: Recipe) -> None:
-        """Fit the network, and keep its weights and history."""
-        monitor = self._monitor_rows(training)
-        model = train_one(
+        """Fit the members, and keep their weights and their history."""
+        recipe = replace(
+            recipe,
+            seed=self.random_state,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            dropout=self.dropout,
+            input_noise=self.input_noise,
+        )
+        models = train_many(
             self._architecture(outputs),
             training.X,
             y,
-            fold=Fold(train=np.flatnonzero(~monitor), monitor=np.flatnonzero(monitor), weight=training.weight),
-            recipe=replace(
-                recipe,
-                seed=self.random_state,
-                lr=self.lr,
-                weight_decay=self.weight_decay,
-                dropout=self.dropout,
-                input_noise=self.input_noise,
-            ),
+            folds=[self._fold(training, member) for member in range(self.members)],
+            recipes=[replace(recipe, fold=member) for member in range(self.members)],
             regime=Regime(
                 loss=loss,
                 batch_size=self.batch_size,
@@ -181,25 +108,32 @@ class _PerceptronHead(Head):
             ),
             device=self.device,
         )
-        self._keep(model)
+        trained = [model for model in models if isinstance(model, TrainedModel)]
+        problems = [str(model) for model in models if isinstance(model, HeadError)]
+        if problems:
+            raise HeadError(f"{self.name}: {problems[0]}")
+        self.weights_ = {name: np.stack([model.state[name] for model in trained]) for name in trained[0].state}
+        self.best_epochs_ = [model.best_epoch for model in trained]
+        self.history_ = _mean_history(trained)
 
-    def _keep(self, model: TrainedModel) -> None:
-        self.weights_ = model.state
-        self.best_epoch_ = model.best_epoch
-        self.history_ = model.history
-
-    def _monitor_rows(self, training: Training) -> NDArray[np.bool_]:
-        """Return the mask of the rows that decide when to stop, stratified and with groups left whole."""
-        if not self.validation_fraction:
-            return np.zeros(len(training.X), dtype=bool)
-        try:
-            return holdout(training.labels, training.kind, training.groups, self.validation_fraction, self.random_state)
-        except SplitError as error:
-            self._note(f"no early stopping, all {self.max_epochs} epochs are run: {error}")
-            return np.zeros(len(training.X), dtype=bool)
+    def _fold(self, training: Training, member: int) -> Fold:
+        """Return a member's fold: what it learns from, and what decides when it stops."""
+        monitor = np.zeros(len(training.X), dtype=bool)
+        if self.validation_fraction:
+            # Members of neighbouring seeds shall not share their splits.
+            seed = self.random_state * 1000 + member
+            try:
+                monitor = holdout(training.labels, training.kind, training.groups, self.validation_fraction, seed)
+            except SplitError as error:
+                if not member:
+                    self._note(f"no early stopping, so all {self.max_epochs} epochs are run: {error}")
+        return Fold(
+            train=np.flatnonzero(~monitor), monitor=np.flatnonzero(monitor), weight=training.weight, number=member
+        )
 
     def _logits(self, X: Floats) -> NDArray[np.float64]:
-        outputs = len(self.weights_["logits.bias"])
+        """Return the logits of every member, shape (members, n, outputs)."""
+        outputs = self.weights_["logits.bias"].shape[1]
         return logits_of(self._architecture(outputs), self.weights_, X, device=self.device).astype(np.float64)
 
 
@@ -238,6 +172,9 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
     validation_fraction
         Share of the training rows set aside as the inner split, stratified and without splitting
         groups; 0 runs all epochs on all rows.
+    members
+        Number of networks, each with an inner split and a seed of its own; their probabilities are
+        averaged. On small data one network depends on a few rows that happen to decide when it stops.
     standardize
         Whether to centre and scale the features by the training rows.
     class_weight
@@ -250,17 +187,18 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
     Attributes
     ----------
     weights_
-        Weights and running statistics of the best epoch, by name.
-    best_epoch_
-        That epoch, counted from 0.
+        Weights and running statistics by name, each of shape (members, ...), from each member's best epoch.
+    best_epochs_
+        Those epochs, counted from 0.
     history_
-        ``train_loss``, ``monitor_loss`` and ``lr`` of every epoch.
+        ``train_loss``, ``monitor_loss`` and ``lr`` of every epoch, means over the members; one that has
+        stopped counts as it was at its best epoch.
     """
 
     def __init__(
         self,
         *,
-        hidden: HiddenWidths = (512,),
+        hidden: HiddenWidths = (256,),
         activation: Activation = "relu",
         norm: Norm = "layer",
         order: Order = "linear-norm-activation",
@@ -273,9 +211,10 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
         weight_decay: NotNegative = 1e-2,
         batch_size: Count = 128,
         max_epochs: Count = 60,
-        patience: Count = 10,
+        patience: Count = 8,
         schedule: Schedule = "cosine",
         validation_fraction: Fraction = 0.1,
+        members: Count = 5,
         standardize: bool = True,
         class_weight: ClassWeight = None,
         random_state: int = 0,
@@ -297,6 +236,7 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
         self.patience = patience
         self.schedule = schedule
         self.validation_fraction = validation_fraction
+        self.members = members
         self.standardize = standardize
         self.class_weight = class_weight
         self.random_state = random_state
@@ -308,10 +248,9 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
         self._train(training, training.y, outputs, loss, Recipe(smoothing=self.label_smoothing, gamma=self.focal_gamma))
 
     def _predict_proba(self, X: Floats) -> Floats:
-        logits = self._logits(X)
         if self.kind_ == "multiclass":
-            return np.asarray(softmax(logits, axis=1))
-        positive = expit(logits)
+            return np.asarray(softmax(self._logits(X), axis=-1).mean(axis=0))
+        positive = expit(self._logits(X)).mean(axis=0)
         return np.hstack([1 - positive, positive]) if self.kind_ == "binary" else np.asarray(positive)
 
 
@@ -329,7 +268,7 @@ class MLPHeadRegressor(_PerceptronHead, RegressorHead):
         ``huber``, ``mse`` or ``mae``.
     huber_delta
         Where the Huber loss turns from square to linear, in standard deviations of the target.
-    lr, weight_decay, batch_size, max_epochs, patience, schedule, validation_fraction
+    lr, weight_decay, batch_size, max_epochs, patience, schedule, validation_fraction, members
         The training, as for `MLPHeadClassifier`.
     standardize, random_state, device
         As for `MLPHeadClassifier`.
@@ -338,14 +277,14 @@ class MLPHeadRegressor(_PerceptronHead, RegressorHead):
     ----------
     center_, spread_
         Mean and standard deviation of each target over the training rows, shape (T,).
-    weights_, best_epoch_, history_
+    weights_, best_epochs_, history_
         As for `MLPHeadClassifier`.
     """
 
     def __init__(
         self,
         *,
-        hidden: HiddenWidths = (512,),
+        hidden: HiddenWidths = (256,),
         activation: Activation = "relu",
         norm: Norm = "layer",
         order: Order = "linear-norm-activation",
@@ -357,9 +296,10 @@ class MLPHeadRegressor(_PerceptronHead, RegressorHead):
         weight_decay: NotNegative = 1e-2,
         batch_size: Count = 128,
         max_epochs: Count = 60,
-        patience: Count = 10,
+        patience: Count = 8,
         schedule: Schedule = "cosine",
         validation_fraction: Fraction = 0.1,
+        members: Count = 5,
         standardize: bool = True,
         random_state: int = 0,
         device: str = "cpu",
@@ -379,6 +319,7 @@ class MLPHeadRegressor(_PerceptronHead, RegressorHead):
         self.patience = patience
         self.schedule = schedule
         self.validation_fraction = validation_fraction
+        self.members = members
         self.standardize = standardize
         self.random_state = random_state
         self.device = device
@@ -392,8 +333,26 @@ class MLPHeadRegressor(_PerceptronHead, RegressorHead):
         self._train(training, y, y.shape[1], _REGRESSION_LOSSES[self.loss], Recipe(delta=self.huber_delta))
 
     def _predict(self, X: Floats) -> Floats:
-        values: Floats = self._logits(X) * self.spread_ + self.center_
+        values: Floats = self._logits(X).mean(axis=0) * self.spread_ + self.center_
         return values
 
 
 HEADS = (MLPHeadClassifier, MLPHeadRegressor)
+
+
+def _mean_history(models: list[TrainedModel]) -> dict[str, list[float | None]]:
+    """Return the histories' mean per epoch, each continued after its end by the epoch that was kept."""
+    epochs = range(max(len(model.history["lr"]) for model in models))
+    return {
+        name: [_mean(_at(model, name, epoch) for model in models) for epoch in epochs] for name in models[0].history
+    }
+
+
+def _at(model: TrainedModel, name: str, epoch: int) -> float | None:
+    values = model.history[name]
+    return values[epoch if epoch < len(values) else model.best_epoch]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -11,11 +11,11 @@ import torch
 
 from heads.batched import logits_of, train_many, train_one
 from heads.errors import HeadError
-from heads.estimators.mlp import Perceptron
 from heads.training.course import Course, schedule_factor
 from heads.training.layers import TrainingPass, batch_norm
 from heads.training.optimizer import StackedAdamW
-from heads.training.plan import Fold, Recipe, Regime
+from heads.training.perceptron import Perceptron
+from heads.training.plan import Fold, Recipe, Regime, TrainedModel
 
 N, D, C = 203, 12, 3
 REGIME = Regime(loss="cross_entropy", batch_size=50, max_epochs=10, patience=2)
@@ -28,6 +28,10 @@ def data() -> tuple[np.ndarray, np.ndarray]:
     X = rng.normal(size=(N, D)) + rng.normal(size=(C, D))[y]
     noisy = rng.random(N) < 0.2
     return X.astype(np.float32), np.where(noisy, rng.integers(0, C, N), y)
+
+
+def scores(architecture: Perceptron, model: TrainedModel, X: np.ndarray) -> np.ndarray:
+    return logits_of(architecture, {name: value[None] for name, value in model.state.items()}, X)[0]
 
 
 def folds_of() -> list[Fold]:
@@ -168,9 +172,7 @@ def test_full_batch_training_equals_torch(data):
     np.testing.assert_allclose(ours.state["0.norm.mean"], norm.running_mean.numpy(), atol=1e-5)
     np.testing.assert_allclose(ours.state["0.norm.variance"], norm.running_var.numpy(), rtol=1e-4)
     network.eval()
-    np.testing.assert_allclose(
-        logits_of(architecture, ours.state, X), network(torch.from_numpy(X)).detach().numpy(), atol=1e-4
-    )
+    np.testing.assert_allclose(scores(architecture, ours, X), network(torch.from_numpy(X)).detach().numpy(), atol=1e-4)
 
 
 def test_decay_reaches_matrices_only():
@@ -189,7 +191,7 @@ def test_a_left_over_row_does_not_upset_batch_norm(data, rows):
     architecture = Perceptron(inputs=D, outputs=C, hidden=(8,), norm="batch")
     model = train_one(architecture, X, y, fold=Fold(train=np.arange(rows)), recipe=Recipe(), regime=REGIME)
     assert all(np.isfinite(value).all() for value in model.state.values())
-    assert np.isfinite(logits_of(architecture, model.state, X)).all()
+    assert np.isfinite(scores(architecture, model, X)).all()
 
 
 def test_batch_norm_ignores_padding():
@@ -293,7 +295,7 @@ def test_best_weights_are_restored(data):
     model = train_one(architecture, X, y, fold=fold, recipe=Recipe(lr=0.03), regime=regime)
     monitored = model.history["monitor_loss"]
     assert len(monitored) == model.best_epoch + 1 + 4 < 60
-    logits = torch.from_numpy(logits_of(architecture, model.state, X[fold.monitor]))
+    logits = torch.from_numpy(scores(architecture, model, X[fold.monitor]))
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y[fold.monitor])).item()
     assert loss == pytest.approx(monitored[model.best_epoch], abs=1e-6)
     assert monitored[model.best_epoch] <= min(monitored) + regime.min_delta
