@@ -35,7 +35,7 @@ def test_questions_are_one_per_class_over_known_answers(make_run):
     run = make_run("multilabel", splits=(("cv", 90),), n_boot=3)
     record = RunRecord.read(run)
     rows = read_predictions(run, Task.from_dict(record.task))["cv"]
-    questions = rows.questions({"Hernia": 0.25})
+    questions = rows.questions({"Edema": 0.25})
     assert [question.name for question in questions] == record.task["classes"]
     assert sum(len(question.truth) for question in questions) == np.isfinite(rows.y).sum()
     assert {question.threshold for question in questions} == {None, 0.25}
