@@ -172,19 +172,27 @@ def load_bundle(folder: Path) -> Bundle:
     description = _read_description(folder)
     files = {name: _read_file(folder, name, digest) for name, digest in description.files.items()}
     saved = description.head
+    made = _class_of(folder, saved)
     try:
-        made = head_class(saved.name, saved.kind)
-        if saved.version > made.version:
-            raise BundleError(
-                f"{folder}: head {saved.name!r} is of version {saved.version}, this release knows {made.version}; "
-                "upgrade Frostline"
-            )
         arrays = {name: np.array(array) for name, array in load_safetensors(files.pop(ARRAYS)).items()}
         texts = {name: content.decode() for name, content in files.items()}
         head = made.from_state(saved.params, HeadState(arrays=arrays, meta=saved.state, texts=texts))
-    except (HeadError, SafetensorError, KeyError, UnicodeDecodeError) as error:
+    except (ValueError, TypeError, KeyError, SafetensorError) as error:
         raise BundleError(f"{folder}: the head cannot be restored: {error}") from error
     return Bundle(head=head, task=description.task, inputs=description.inputs, extra=description.extra)
+
+
+def _class_of(folder: Path, saved: _Head) -> type[Head]:
+    try:
+        made = head_class(saved.name, saved.kind)
+    except HeadError as error:
+        raise BundleError(f"{folder}: {error}") from error
+    if saved.version > made.version:
+        raise BundleError(
+            f"{folder}: head {saved.name!r} is of version {saved.version}, this release knows {made.version}; "
+            "upgrade Frostline"
+        )
+    return made
 
 
 def _read_description(folder: Path) -> _Description:

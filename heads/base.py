@@ -13,15 +13,12 @@ zero, a target that cannot be learned is not there), and the state is whatever l
 
 from __future__ import annotations
 
-import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from annotated_types import Ge, Gt, Interval
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import Tags
@@ -30,99 +27,34 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 
 from data.task import Kind
 from heads.errors import HeadError
-from heads.params import check_params, parse_params
+from heads.params import ClassWeight, Count, Fraction, NotNegative, Positive, check_params, parse_params
+from heads.search_space import Choice, Range, SearchSpace
+from heads.state import HeadState, is_learned, learned_from, state_of
+from heads.training_set import Floats, Training
 
-Floats = NDArray[np.floating[Any]]
-
-Positive = Annotated[float, Gt(0)]
-NotNegative = Annotated[float, Ge(0)]
-Fraction = Annotated[float, Interval(ge=0, lt=1)]
-Count = Annotated[int, Ge(1)]
-ClassWeight = Literal["balanced"] | None
-"""``balanced`` weights each class by the inverse of its share of the training weight, per target."""
+__all__ = [
+    "Choice",
+    "ClassWeight",
+    "ClassifierHead",
+    "Count",
+    "Floats",
+    "Fraction",
+    "Head",
+    "HeadState",
+    "HeadWarning",
+    "NotNegative",
+    "Positive",
+    "Range",
+    "RegressorHead",
+    "SearchSpace",
+    "Training",
+]
 
 INFINITE = "Input y contains infinity or a value too large for dtype('float64')."
 
 
 class HeadWarning(UserWarning):
     """A head was fitted, but not on all that was asked for."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """A parameter between two bounds, both included; integers when the bounds are."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A parameter that is one of a few values."""
-
-    options: tuple[Any, ...]
-
-
-SearchSpace = Mapping[str, Range | Choice]
-
-
-@dataclass(frozen=True)
-class HeadState:
-    """What a fitted head has learned, in forms that need no pickle.
-
-    Attributes
-    ----------
-    arrays
-        Numeric arrays by name.
-    meta
-        JSON values by name.
-    texts
-        Whole text files by name, such as a LightGBM model.
-    """
-
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    meta: dict[str, Any] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """What `_fit` learns from: checked, encoded, and without anything that cannot be learned.
-
-    Attributes
-    ----------
-    X
-        Features, shape (n, d), float32 or float64, standardised if the head says so.
-    y
-        Class codes of shape (n,), int64, for one label per row; else values of shape (n, T),
-        float64, with 0 where the value is missing.
-    weight
-        Sample weight x class weight, in the shape of `y`, float64; 0 where the value is missing.
-    groups
-        What must not straddle an inner split, shape (n,), or None.
-    kind
-        The task kind.
-    classes
-        Number of classes for one label per row, else 2 for multilabel and 0 for regression.
-    """
-
-    X: Floats
-    y: NDArray[Any]
-    weight: NDArray[np.float64]
-    groups: NDArray[Any] | None
-    kind: Kind
-    classes: int
-
-    @property
-    def labels(self) -> NDArray[Any]:
-        """The values as users give them, NaN where missing: what a splitter stratifies on."""
-        return self.y if self.y.ndim == 1 else np.where(self.weight > 0, self.y, np.nan)
-
-    def rows(self, index: NDArray[Any]) -> Training:
-        """Return some of the rows, by positions or a mask."""
-        groups = None if self.groups is None else self.groups[index]
-        return replace(self, X=self.X[index], y=self.y[index], weight=self.weight[index], groups=groups)
 
 
 class Head(BaseEstimator, ABC):  # type: ignore[misc]
@@ -203,17 +135,11 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
             If an attribute is neither numeric arrays nor JSON.
         """
         check_is_fitted(self)
-        state = HeadState()
-        for name, value in vars(self).items():
-            if not name.endswith("_") or name.startswith("_"):
-                continue
-            if isinstance(value, dict) and value and all(isinstance(part, np.ndarray) for part in value.values()):
-                state.arrays.update({f"{name}/{key}": np.ascontiguousarray(part) for key, part in value.items()})
-            elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-                state.arrays[name] = np.ascontiguousarray(value)
-            else:
-                state.meta[name] = _to_json(self.name, name, value)
-        return state
+        learned = {name: value for name, value in vars(self).items() if is_learned(name)}
+        try:
+            return state_of(learned)
+        except TypeError as error:
+            raise HeadError(f"{self.name}: {error}") from error
 
     @classmethod
     def from_state(cls, params: Mapping[str, Any], state: HeadState) -> Self:
@@ -225,17 +151,10 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
             If the parameters do not fit, or the state holds what no fit leaves behind.
         """
         head = cls(**parse_params(cls, params))
-        for name in [*state.meta, *(name.partition("/")[0] for name in state.arrays)]:
-            if name.startswith("_") or not name.endswith("_"):
+        for name, value in learned_from(state).items():
+            if not is_learned(name):
                 raise HeadError(f"{cls.name}: {name!r} is no learned attribute")
-        for name, value in state.meta.items():
-            setattr(head, name, _from_json(value))
-        for name, value in state.arrays.items():
-            attribute, _, key = name.partition("/")
-            if key:
-                head.__dict__.setdefault(attribute, {})[key] = value
-            else:
-                setattr(head, name, value)
+            setattr(head, name, value)
         return head
 
     def _validate(self, X: ArrayLike, *, reset: bool) -> Floats:
@@ -292,7 +211,8 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
+        tags.classifier_tags.multi_class = "multiclass" in self.kinds
+        tags.classifier_tags.multi_label = "multilabel" in self.kinds
         return tags
 
     @abstractmethod
@@ -327,6 +247,11 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
             return self._multilabel(y, X, weight, groups)
         return self._single_label(y, X, weight, groups)
 
+    def _learnable(self, kind: Kind) -> Kind:
+        if kind not in self.kinds:
+            raise HeadError(f"{self.name} does not learn {kind} tasks; it learns {', '.join(sorted(self.kinds))}")
+        return kind
+
     def _single_label(self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any) -> Training:
         labels = np.asarray(y)
         if labels.dtype.kind == "f":
@@ -346,7 +271,7 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
                 f"{self.name}: expected at least two classes in the training rows, found one class: "
                 f"{', '.join(map(repr, self.classes_.tolist()))}"
             )
-        self.kind_ = "binary" if len(self.classes_) == 2 else "multiclass"
+        self.kind_ = self._learnable("binary" if len(self.classes_) == 2 else "multiclass")
         total = weight[keep]
         if self.class_weight == "balanced":
             share = np.bincount(codes, weights=total)
@@ -361,6 +286,7 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
         )
 
     def _multilabel(self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any) -> Training:
+        self.kind_ = self._learnable("multilabel")
         labels = _numbers(self.name, y)
         observed = ~np.isnan(labels) & (weight[:, None] > 0)
         wrong = observed & (labels != 0) & (labels != 1)
@@ -371,7 +297,6 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
                 f"row {row}, target {target} is {labels[row, target]:g}"
             )
         self.classes_ = np.array([0, 1])
-        self.kind_ = "multilabel"
         positives = (observed & (labels == 1)).sum(axis=0)
         counts = observed.sum(axis=0)
         alike = (positives == 0) | (positives == counts)
@@ -453,22 +378,3 @@ def _numbers(head: str, y: ArrayLike) -> NDArray[np.float64]:
     if np.isinf(values).any():
         raise HeadError(f"{head}: {INFINITE}")
     return values
-
-
-def _to_json(head: str, name: str, value: Any) -> Any:
-    """Return a learned attribute as JSON; arrays of text keep their dtype."""
-    if isinstance(value, np.ndarray):
-        value = {"dtype": value.dtype.str, "values": value.tolist()}
-    elif isinstance(value, np.generic):
-        value = value.item()
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise HeadError(f"{head}: {name} cannot be saved: {error}") from error
-    return value
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, dict) and value.keys() == {"dtype", "values"}:
-        return np.array(value["values"], dtype=np.dtype(value["dtype"]))
-    return value

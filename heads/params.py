@@ -12,11 +12,18 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import annotated_types
+from annotated_types import Ge, GroupedMetadata, Gt, Interval
 from pydantic import TypeAdapter, ValidationError
 
 from data.errors import did_you_mean
 from heads.errors import HeadError
+
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Interval(ge=0, lt=1)]
+Count = Annotated[int, Ge(1)]
+ClassWeight = Literal["balanced"] | None
+"""``balanced`` weights each class by the inverse of its share of the training weight, per target."""
 
 
 def parse_params(head: type, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +80,7 @@ def describe(hint: Any) -> str:
 
 def _describe_limit(limit: Any) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    bounds = limit if isinstance(limit, annotated_types.GroupedMetadata) else (limit,)
+    bounds = limit if isinstance(limit, GroupedMetadata) else (limit,)
     return " and ".join(
         f"{sign} {getattr(bound, key)}" for bound in bounds for key, sign in signs.items() if hasattr(bound, key)
     )

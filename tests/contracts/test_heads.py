@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
 from data.task import Kind
 from heads.artifact import load_bundle, save_bundle
@@ -51,7 +54,6 @@ NOT_BY_CLASS: dict[str, dict[str, str]] = {
     },
     "KNNClassifier": {
         "check_sample_weight_equivalence_on_dense_data": "a repeated row takes several of the k places",
-        "check_classifiers_multilabel_output_format_predict_proba": "a share of neighbours may be exactly 0 or 1",
     },
     "MLPHeadClassifier": {
         "check_sample_weight_equivalence_on_dense_data": "batches and dropout are drawn by row",
@@ -263,3 +265,28 @@ def test_refusals(made: type[Head]) -> None:
     else:
         with pytest.raises(HeadError, match="no value of target 1"):
             cheap(made).fit(X, np.column_stack([y[:, 0], np.full(len(X), np.nan)]))
+
+
+def test_the_head_of_the_documentation_keeps_the_contract() -> None:
+    page = Path(__file__).parents[2] / "docs" / "adding-a-head.md"
+    code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    module = ModuleType("prototype")
+    sys.modules["prototype"] = module  # where the type hints of the constructor are looked up
+    try:
+        exec(compile(code, str(page), "exec"), module.__dict__)
+        (made,) = module.HEADS
+        X, y = make_data("multiclass", n=300)
+        head = made(**parse_params(made, {"temperature": "2"})).fit(X[:200], y[:200])
+        assert (head.predict(X[200:]) == y[200:]).mean() > 0.7
+        restored = made.from_state(head.get_params(), head.get_state())
+        assert np.array_equal(restored.predict_proba(X), head.predict_proba(X))
+        with pytest.raises(HeadError, match="prototype: temperature='-1' is wrong; expected a number > 0"):
+            parse_params(made, {"temperature": "-1"})
+        failed = {
+            result["check_name"]
+            for result in check_estimator(made(), on_fail=None, on_skip=None)
+            if result["status"] == "failed"
+        }
+        assert failed <= set(NOT_ALL) | {"check_sample_weight_equivalence_on_dense_data"}
+    finally:
+        del sys.modules["prototype"]

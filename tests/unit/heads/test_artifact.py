@@ -123,6 +123,7 @@ def test_a_damaged_description(folder: Path, text: str) -> None:
         (lambda d: d["head"].update(name="linaer"), "did you mean 'linear'"),
         (lambda d: d["head"]["params"].update(C=-1), "C=-1 is wrong"),
         (lambda d: d["head"]["state"].update(predict=1), "'predict' is no learned attribute"),
+        (lambda d: d["head"]["state"]["classes_"].update(dtype="nonsense"), "cannot be restored"),
         (lambda d: d.pop("inputs"), "inputs: Field required"),
         (lambda d: d.update(surprise=1), "surprise: Extra inputs are not permitted"),
         (lambda d: d["files"].update({"../outside": "0"}), "no name of a file in a bundle"),
