@@ -73,7 +73,7 @@ def _require_reachable(encoder: str, repo: str) -> bool:
         ) from error
     except Exception as error:  # the hub's client changes its HTTP library, and with it its errors
         raise WeightsUnavailable(
-            f"{encoder}: {repo}, or a file it refers to, is not in the cache {constants.HF_HUB_CACHE} and the hub cannot "
+            f"{encoder}: {repo}, or a file it refers to, is not in the cache {constants.HF_HUB_CACHE}; the hub cannot "
             f"be reached ({first_line(error)}). Run once with a network, set HF_HOME to a cache that has it, or name a "
             f"local copy of the repository by its path."
         ) from error
