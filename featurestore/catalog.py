@@ -283,6 +283,8 @@ def load_encoder(encoder_id: str, options: EncoderOptions) -> Encoder:
     prefix, _, name = canonical(encoder_id).partition(":")
     module = next(family.module for family in families() if family.prefix == prefix)
     encoder: Encoder = _import_family(module).load(name, options)
+    if options.modality not in (None, encoder.spec.modality):
+        raise EncoderError(f"{encoder_id} encodes {encoder.spec.modality}, not {options.modality}")
     return encoder
 
 

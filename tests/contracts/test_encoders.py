@@ -498,3 +498,58 @@ def test_overflow_of_half_precision_is_computed_again_in_fp32() -> None:
     assert encoder.fallbacks == 1
     torch.testing.assert_close(vectors, encoder.encode_reference(sources))
     assert float(vectors.max()) > 65504
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "modality", "hub_id", "local_id"),
+    [
+        ("bert", "text", "hf:org/tiny", "hf:{folder}"),
+        ("siglip", "image", "hf:org/tiny@main", "hf:{folder}"),
+        ("open_clip", "image", "hf-hub:org/tiny", "local-dir:{folder}"),
+        ("open_clip", "text", "hf-hub:org/tiny", "local-dir:{folder}"),
+    ],
+)
+def test_a_cached_repository_loads_without_a_network_and_equals_its_local_copy(
+    checkpoint: str,
+    modality: Modality,
+    hub_id: str,
+    local_id: str,
+    zoo: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import socket
+
+    from huggingface_hub import constants
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the network was asked for a repository that is cached")
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--org--tiny"
+    shutil.copytree(zoo(checkpoint), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    options = EncoderOptions(modality=modality)
+    local = load_encoder(local_id.format(folder=zoo(checkpoint)), options).spec
+    assert load_encoder(hub_id, options).spec.fingerprint == local.fingerprint
+
+
+def test_the_documented_encoder_works(images: list[Source], tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "adding-an-encoder.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    (tmp_path / "mine.py").write_text(code)
+    encoder = load_encoder(f"py:{tmp_path}/mine.py:chest", EncoderOptions())
+    vectors = encode(encoder, images)
+    assert vectors.shape == (len(images), 512)
+    torch.testing.assert_close(vectors, encoder.encode_reference(images), rtol=1e-4, atol=TOLERANCE)
+
+
+def test_the_way_of_a_gpu_gives_the_same_vectors(zoo: Any, images: list[Source]) -> None:
+    """Pictures that are resized on the device, tried on the CPU: lists of any size in, one batch out."""
+    encoder: Any = CASES[0].load(zoo, precision="bf16")
+    encoder._resize_on_device = True
+    cosine = torch.cosine_similarity(encode(encoder, images), encoder.encode_reference(images))
+    assert float(cosine.min()) >= 0.999

@@ -53,7 +53,7 @@ def test_canonical_resolves_aliases_and_spellings(given: str, expected: str) -> 
     ],
 )
 def test_an_unknown_id_names_the_nearest(given: str, message: str) -> None:
-    with pytest.raises(UnknownEncoder, match="no encoder|names a family") as error:
+    with pytest.raises(UnknownEncoder, match=r"no encoder|names a family") as error:
         canonical(given)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -118,6 +118,8 @@ def test_defaults_exist_for_images_and_text_only() -> None:
         ("py:json:no_such_function", UnknownEncoder, "json has no function 'no_such_function'"),
         ("py:json:dumps", EncoderError, "dumps raised TypeError"),
         ("py:builtins:id", EncoderError, "id returned int, without read, collate"),
+        (f"py:{ROOT}/tests/assets/toy.py:text", EncoderError, "encodes text, not image"),
+        ("minilm", EncoderError, "encodes text, not image"),
         ("py:json", UnknownEncoder, "expected py:package.module:factory"),
         ("py:/no/such/file.py:make", UnknownEncoder, "no file /no/such/file.py"),
     ],
