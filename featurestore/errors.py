@@ -59,7 +59,7 @@ class StoreCorrupt(FrostlineError, ValueError):
     Parameters
     ----------
     message
-        One line: the file, what belongs there, what was found.
+        One line: the file, what belongs there, what was found; kept as `damage`.
     remedy
         What to do.
     """
@@ -68,3 +68,4 @@ class StoreCorrupt(FrostlineError, ValueError):
 
     def __init__(self, message: str, *, remedy: str = "`frostline store verify` lists all damage") -> None:
         super().__init__(f"{message}; {remedy}")
+        self.damage = message

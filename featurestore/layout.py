@@ -100,9 +100,9 @@ def read_group(directory: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise StoreCorrupt(f"{path}: not JSON ({error}); see `frostline store verify`") from error
+        raise StoreCorrupt(f"{path}: not JSON ({error})") from error
     if not isinstance(state, dict) or state.get("zarr_format") != 3 or state.get("node_type") != "group":
-        raise StoreCorrupt(f"{path}: not the metadata of a zarr v3 group; see `frostline store verify`")
+        raise StoreCorrupt(f"{path}: not the metadata of a zarr v3 group")
     return dict(state.get("attributes", {}))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ SHARD_BYTES = 128 << 20
 """Largest file."""
 
 _CRC_BYTES = 4
-_GATHER_BLOCK = 128
-"""Rows gathered at a time, so that the intermediate copy stays in the cache."""
 
 Array = NDArray[Any]
 
@@ -175,9 +174,9 @@ class Shard:
     def __init__(self, path: Path, layout: Layout, rows: int) -> None:
         self.path = path
         self.rows = rows
+        self.row_bytes = layout.row_bytes
         self.chunk_rows = layout.chunk_rows
         self.chunk_bytes = layout.chunk_rows * layout.row_bytes
-        self._row_bytes = layout.row_bytes
         slots = layout.shard_rows // layout.chunk_rows
         chunks = -(-rows // layout.chunk_rows)
         expected = chunks * (self.chunk_bytes + _CRC_BYTES) + 16 * slots + _CRC_BYTES
@@ -186,6 +185,7 @@ class Shard:
             if size != expected:
                 raise StoreCorrupt(f"{path}: {size} bytes where {expected} belong: cut short or damaged")
             self.bytes = np.memmap(path, mode="r", dtype=np.uint8)
+            self.address = self.bytes.ctypes.data
         except FileNotFoundError:
             raise StoreCorrupt(f"{path}: missing") from None
         self.index = self.bytes[-(16 * slots + _CRC_BYTES) : -_CRC_BYTES]
@@ -195,10 +195,12 @@ class Shard:
             index[:, 1] != stride
         ).any():
             raise StoreCorrupt(f"{path}: the shard's index does not fit its layout: damaged")
-        whole_row = np.dtype((np.void, self._row_bytes))
-        self._windows = np.ndarray((self.bytes.size - self._row_bytes + 1,), whole_row, self.bytes, strides=(1,))
+        whole_row = np.dtype((np.void, layout.row_bytes))
         self._chunks = np.ndarray(
-            (chunks, layout.chunk_rows), whole_row, self.bytes, strides=(self.chunk_bytes + _CRC_BYTES, self._row_bytes)
+            (chunks, layout.chunk_rows),
+            whole_row,
+            self.bytes,
+            strides=(self.chunk_bytes + _CRC_BYTES, layout.row_bytes),
         )
 
     @property
@@ -230,11 +232,6 @@ class Shard:
         if done < len(out):
             out[done:] = self._chunks[chunk, : len(out) - done]
 
-    def take(self, rows: NDArray[np.int64]) -> Array:
-        """Return rows in the order given, as whole-row voids."""
-        picked: Array = self._windows[rows * self._row_bytes + (rows // self.chunk_rows) * _CRC_BYTES]
-        return picked
-
 
 class ForeignArray:
     """An array that another writer laid out in its own way, read through zarr-python; offers what `Shard` offers."""
@@ -244,15 +241,64 @@ class ForeignArray:
 
         self.path = directory
         self.rows = layout.shape[0]
+        self._dtype = layout.dtype
         self._array: Any = zarr.open_array(str(directory), mode="r")
 
     def read(self, start: int, out: Array) -> None:
         """Copy the rows from `start` on into `out`, an array of whole-row voids."""
-        out[...] = _as_voids(np.ascontiguousarray(self._array[start : start + len(out)]))
+        out[...] = _as_voids(np.ascontiguousarray(self._array[start : start + len(out)], self._dtype))
 
     def take(self, rows: NDArray[np.int64]) -> Array:
         """Return rows in the order given, as whole-row voids."""
-        return _as_voids(np.ascontiguousarray(self._array.oindex[rows]))
+        return _as_voids(np.ascontiguousarray(self._array.oindex[rows], self._dtype))
+
+
+class _Span:
+    """The addresses from the first mapped file to the last, offered to numpy as one row starting at every byte.
+
+    It holds the maps, so they outlive every view. What lies between the files is never touched:
+    `_AddressSpace` computes addresses within them only.
+    """
+
+    def __init__(self, shards: Sequence[Shard], row_bytes: int) -> None:
+        self._shards = shards
+        self.first = min(shard.address for shard in shards)
+        last = max(shard.address + shard.bytes.size for shard in shards)
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (self.first, True),
+            "typestr": f"|V{row_bytes}",
+            "shape": (last - self.first - row_bytes + 1,),
+            "strides": (1,),
+        }
+
+
+class _AddressSpace:
+    """Gathers rows from any number of mapped files with one index operation.
+
+    All files lie in the address space of this process, so a row is an address whichever file it is
+    in. A loop over files would copy every row twice, and with a thousand parts it would be the loop
+    that one waits for.
+    """
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._row_bytes = row_bytes = shards[0].row_bytes
+        self._starts = starts = np.cumsum([0, *(shard.rows for shard in shards)])
+        self.rows = int(starts[-1])
+        span = _Span(shards, row_bytes)
+        self._window = np.asarray(span)
+        # What to add to `row * row_bytes` to come to the file that the row is in.
+        self._shifts = np.array([shard.address - span.first for shard in shards]) - starts[:-1] * row_bytes
+        self._chunk_rows = np.array([shard.chunk_rows for shard in shards])
+
+    def take(self, rows: NDArray[np.int64]) -> Array:
+        """Return rows in the order given, as whole-row voids."""
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.rows):
+            raise IndexError(f"rows 0 to {self.rows - 1} exist, not {rows.min()} to {rows.max()}")
+        owner = np.searchsorted(self._starts, rows, side="right") - 1 if len(self._shifts) > 1 else np.array([0])
+        checksums = (rows - self._starts[owner]) // self._chunk_rows[owner]
+        picked: Array = self._window[rows * self._row_bytes + self._shifts[owner] + checksums * _CRC_BYTES]
+        return picked
 
 
 class Rows:
@@ -319,21 +365,24 @@ class Rows:
 
     def take(self, rows: NDArray[np.int64]) -> Array:
         """Return rows in the order given, shape (len(rows), *item_shape)."""
-        if len(self.pieces) == 1 and len(rows):
-            return self.pieces[0].take(rows).view(self.dtype).reshape(len(rows), *self.item_shape)
+        if not len(rows):
+            return np.empty((0, *self.item_shape), self.dtype)
+        if isinstance(self._mapped, _AddressSpace):
+            return self._mapped.take(rows).view(self.dtype).reshape(len(rows), *self.item_shape)
         out: Array = np.empty((len(rows), *self.item_shape), self.dtype)
-        if not out.size:
-            return out
         target = _as_voids(out)
-        owner = np.searchsorted(self._starts, rows, side="right") - 1
-        order = np.argsort(owner, kind="stable")
-        present, bounds = np.unique(owner[order], return_index=True)
-        for number, places in zip(present.tolist(), np.split(order, bounds[1:]), strict=True):
-            local = rows[places] - self._starts[number]
-            for block in range(0, len(places), _GATHER_BLOCK):
-                here = slice(block, block + _GATHER_BLOCK)
-                target[places[here]] = self.pieces[number].take(local[here])
+        for piece, start in zip(self._mapped, self._starts[:-1].tolist(), strict=True):
+            places = np.flatnonzero((rows >= start) & (rows < start + piece.rows))
+            target[places] = piece.take(rows[places] - start)
         return out
+
+    @cached_property
+    def _mapped(self) -> _AddressSpace | list[_AddressSpace | ForeignArray]:
+        """All pieces as one, or piece by piece where any must be read through zarr-python."""
+        shards = [piece for piece in self.pieces if isinstance(piece, Shard)]
+        if len(shards) == len(self.pieces):
+            return _AddressSpace(shards)
+        return [_AddressSpace([piece]) if isinstance(piece, Shard) else piece for piece in self.pieces]
 
 
 def join(arrays: Sequence[Rows], item_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Rows:

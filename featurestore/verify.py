@@ -130,13 +130,13 @@ class _Check:
         try:
             info = GroupInfo.read(directory)
         except StoreCorrupt as error:
-            self.problems.append(str(error))
+            self.problems.append(error.damage)
         committed = []
         for name in part_names(directory):
             try:
                 part = read_part(directory / name)
             except StoreCorrupt as error:
-                self.problems.append(str(error))
+                self.problems.append(error.damage)
                 self.damaged.append(directory / name)
             else:
                 committed += [part] if part else []
@@ -161,7 +161,7 @@ class _Check:
         try:
             _check_structure(part, info)
         except StoreCorrupt as error:
-            self.problems.append(str(error))
+            self.problems.append(error.damage)
 
     def array(self, directory: Path) -> None:
         """Check every file of one array."""
@@ -171,13 +171,13 @@ class _Check:
             if not layout.linear and self.deep:
                 _read_foreign(directory)
         except StoreCorrupt as error:
-            self.problems.append(str(error))
+            self.problems.append(error.damage)
             return
         for path, rows in files:
             try:
                 shard = Shard(path, layout, rows)
             except StoreCorrupt as error:
-                self.problems.append(str(error))
+                self.problems.append(error.damage)
                 continue
             self.nbytes += shard.bytes.size
             if self.deep:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,29 @@ def test_joined_arrays_are_numbered_through(tmp_path: Path) -> None:
     np.testing.assert_array_equal(joined.read(15, 33), values[15:33])
     picked = np.array([49, 0, 20, 19, 0])
     np.testing.assert_array_equal(joined.take(picked), values[picked])
+
+
+def test_rows_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    values = random((20, 3), "f4")
+    arrays = [Rows.open(write(tmp_path / name, values)) for name in "ab"]
+    for rows in (arrays[0], join(arrays, (3,), values.dtype)):
+        for wrong in (-1, len(rows)):
+            with pytest.raises(IndexError, match=f"0 to {len(rows) - 1} exist"):
+                rows.take(np.array([0, wrong]))
+
+
+def test_what_was_read_outlives_the_files_and_the_maps(tmp_path: Path) -> None:
+    values = random((300, 8), "f4")
+    arrays = [Rows.open(write(tmp_path / name, values)) for name in "ab"]
+    joined = join(arrays, (8,), values.dtype)
+    picked = np.arange(600)[::-1]
+    joined.take(picked[:1])
+    shutil.rmtree(tmp_path / "a")
+    del arrays
+    taken = joined.take(picked)
+    del joined
+    gc.collect()
+    np.testing.assert_array_equal(taken, np.concatenate([values, values])[::-1])
 
 
 @pytest.mark.parametrize(
