@@ -193,6 +193,54 @@ def test_ragged_samples(store: FeatureStore, spec: Callable[..., EncoderSpec], s
         bags.take(some.keys)
 
 
+TOGETHER = """
+import sys
+from pathlib import Path
+import numpy as np
+from data.digest import as_keys, content_key
+from featurestore.maintenance import compact
+from featurestore.spec import EncoderSpec
+from featurestore.store import FeatureStore
+
+path, rank, spec = Path(sys.argv[1]), int(sys.argv[2]), eval(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
+features = FeatureStore(path, create=True).open(spec, name=f"rank {rank}")
+for batch in range(6):
+    numbers = range(rank * 500 + batch * 100, rank * 500 + batch * 100 + 150)
+    keys = as_keys(content_key(str(n).encode()) for n in numbers)
+    x = np.repeat(np.array(numbers, np.float32)[:, None], features.dim, axis=1)
+    with features.writer(written_by={"rank": rank}, durable=False) as writer:
+        writer.add(keys, x, [str(n) for n in numbers])
+    if batch % 3 == 2:
+        compact(features, durable=False)
+    now = features.refresh()
+    keys, x = now.load()
+    assert [str(int(value)) for value in x[:, 0]] == now.ids(keys), "a snapshot is consistent"
+"""
+
+
+def test_processes_make_fill_and_compact_one_store_at_once(tmp_path: Path, spec: Callable[..., EncoderSpec]) -> None:
+    from data.digest import as_keys, content_key
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    arguments = [sys.executable, "-c", TOGETHER, str(tmp_path / "store")]
+    processes = [subprocess.Popen([*arguments, str(rank), repr(spec())], **pipes) for rank in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [(process.communicate()[0], process.returncode) for process in processes] == [("", 0)] * 3
+    (features,) = FeatureStore(tmp_path / "store").features()
+    assert sorted(features.names) == ["rank 0", "rank 1", "rank 2"]
+    numbers = range(1650)
+    taken = features.take(as_keys(content_key(str(number).encode()) for number in numbers))
+    np.testing.assert_array_equal(taken[:, 0], np.array(numbers, np.float32))
+    assert len(features) == len(numbers)
+
+
 KILLED = """
 import sys
 from pathlib import Path
