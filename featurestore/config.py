@@ -29,4 +29,7 @@ class ExtractConfig(ManifestConfig):
     workers: Literal["auto"] | int = Field(default="auto", description="threads that decode")
     limit: int | None = Field(default=None, ge=1, description="only the first N samples")
     shard: str = Field(default="0/1", description="i/n: this process takes part i of n; all fill one store")
+    flush_seconds: float = Field(
+        default=120.0, gt=0, description="commit what is encoded at least this often; a crash loses no more than that"
+    )
     trust_remote_code: bool = Field(default=False, description="run code that comes with a checkpoint")

@@ -155,7 +155,7 @@ def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda
         _guard_canary(job)
         progress.stage("encoding", job.plan.missing)
         written_by = _written_by(job)
-        with job.features.writer(written_by=written_by) as writer:
+        with job.features.writer(flush_seconds=job.config.flush_seconds, written_by=written_by) as writer:
             for batch in pipeline.run(job.plan.batches, lambda i: source_at(job.manifest, i)):
                 failures += [_record(job, ledger, i, error) for i, error in batch.failures]
                 if measured is None and batch.positions:
