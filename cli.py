@@ -83,7 +83,8 @@ def _parameters(config: type[Config]) -> list[inspect.Parameter]:
     for field, info in config.model_fields.items():
         extra = info.json_schema_extra if isinstance(info.json_schema_extra, Mapping) else {}
         default = "" if info.is_required() or info.default in (None, {}, False) else f" [default: {info.default}]"
-        text = f"{(info.description or '').capitalize()}{default}"
+        description = info.description or ""
+        text = f"{description[:1].upper()}{description[1:]}.{default}"
         place = extra.get("positional")
         if place is not None:
             kind: Any = Annotated[Path | None, typer.Argument(help=text, show_default=False)]

@@ -17,18 +17,21 @@ class ExtractConfig(ManifestConfig):
     encoder: str | None = Field(
         default=None, description="encoder id or alias; default: the offline encoder of the modality"
     )
-    pooling: str = Field(default="auto", description="auto, cls, mean or max")
+    pooling: str = Field(default="auto", description="how tokens become one vector: auto, cls, mean or max")
     batch_size: Literal["auto"] | int = Field(default="auto", description="samples per batch")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<i>")
+    device: str = Field(default="auto", description="where the encoder runs: auto, cpu, cuda or cuda:<i>")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
-        default="auto", description="fp32 is the library's own output to the letter; auto: fp16 on a GPU, else fp32"
+        default="auto",
+        description="arithmetic: fp32 is the library's own output to the letter; auto is fp16 on a GPU, else fp32",
     )
     dtype: Literal["auto", "float16", "float32"] = Field(
         default="auto", description="stored type; auto: float32 for fp32, else float16"
     )
     workers: Literal["auto"] | int = Field(default="auto", description="threads that decode")
     limit: int | None = Field(default=None, ge=1, description="only the first N samples")
-    shard: str = Field(default="0/1", description="i/n: this process takes part i of n; all fill one store")
+    shard: str = Field(
+        default="0/1", description="this process takes part i of n, written i/n, of the batches; all fill one store"
+    )
     flush_seconds: float = Field(
         default=120.0, gt=0, description="commit what is encoded at least this often; a crash loses no more than that"
     )

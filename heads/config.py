@@ -70,7 +70,7 @@ class PredictConfig(Config):
     store: Path | None = Field(default=None, description="a feature store to read from and add to")
     input: str | None = Field(default=None, description="column to encode")
     id: str | None = Field(default=None, description="column of unique sample names")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<i>")
+    device: str = Field(default="auto", description="where the encoder runs: auto, cpu, cuda or cuda:<i>")
     batch_size: Literal["auto"] | int = Field(default="auto", description="samples per batch")
     workers: Literal["auto"] | int = Field(default="auto", description="threads that decode")
     trust_remote_code: bool = Field(default=False, description="run code that comes with a checkpoint")
