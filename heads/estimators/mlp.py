@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from data.errors import SplitError
-from data.split import holdout
 from heads.base import (
     Choice,
     ClassifierHead,
@@ -31,6 +28,7 @@ from heads.batched import logits_of, train_many
 from heads.errors import HeadError
 from heads.losses import LossName
 from heads.training.course import Schedule
+from heads.training.members import Course, center_and_spread, inner_splits, mean_history
 from heads.training.perceptron import Activation, Norm, Order, Perceptron
 from heads.training.plan import Fold, Recipe, Regime, TrainedModel
 
@@ -93,11 +91,22 @@ class _PerceptronHead(Head):
             dropout=self.dropout,
             input_noise=self.input_noise,
         )
+        monitors = inner_splits(
+            self, training, fraction=self.validation_fraction, members=self.members, seed=self.random_state
+        )
         models = train_many(
             self._architecture(outputs),
             training.X,
             y,
-            folds=[self._fold(training, member) for member in range(self.members)],
+            folds=[
+                Fold(
+                    train=np.flatnonzero(~monitor),
+                    monitor=np.flatnonzero(monitor),
+                    weight=training.weight,
+                    number=member,
+                )
+                for member, monitor in enumerate(monitors)
+            ],
             recipes=[replace(recipe, fold=member) for member in range(self.members)],
             regime=Regime(
                 loss=loss,
@@ -114,22 +123,7 @@ class _PerceptronHead(Head):
             raise HeadError(f"{self.name}: {problems[0]}")
         self.weights_ = {name: np.stack([model.state[name] for model in trained]) for name in trained[0].state}
         self.best_epochs_ = [model.best_epoch for model in trained]
-        self.history_ = _mean_history(trained)
-
-    def _fold(self, training: Training, member: int) -> Fold:
-        """Return a member's fold: what it learns from, and what decides when it stops."""
-        monitor = np.zeros(len(training.X), dtype=bool)
-        if self.validation_fraction:
-            # Members of neighbouring seeds shall not share their splits.
-            seed = self.random_state * 1000 + member
-            try:
-                monitor = holdout(training.labels, training.kind, training.groups, self.validation_fraction, seed)
-            except SplitError as error:
-                if not member:
-                    self._note(f"no early stopping, so all {self.max_epochs} epochs are run: {error}")
-        return Fold(
-            train=np.flatnonzero(~monitor), monitor=np.flatnonzero(monitor), weight=training.weight, number=member
-        )
+        self.history_ = mean_history([Course(model.history, model.best_epoch) for model in trained])
 
     def _logits(self, X: Floats) -> NDArray[np.float64]:
         """Return the logits of every member, shape (members, n, outputs)."""
@@ -325,10 +319,7 @@ class MLPHeadRegressor(_PerceptronHead, RegressorHead):
         self.device = device
 
     def _fit(self, training: Training) -> None:
-        share = training.weight / training.weight.sum(axis=0)
-        self.center_ = (share * training.y).sum(axis=0)
-        deviation = np.sqrt((share * np.square(training.y - self.center_)).sum(axis=0))
-        self.spread_ = np.where(deviation > 0, deviation, 1.0)
+        self.center_, self.spread_ = center_and_spread(training)
         y = (training.y - self.center_) / self.spread_
         self._train(training, y, y.shape[1], _REGRESSION_LOSSES[self.loss], Recipe(delta=self.huber_delta))
 
@@ -338,21 +329,3 @@ class MLPHeadRegressor(_PerceptronHead, RegressorHead):
 
 
 HEADS = (MLPHeadClassifier, MLPHeadRegressor)
-
-
-def _mean_history(models: list[TrainedModel]) -> dict[str, list[float | None]]:
-    """Return the histories' mean per epoch, each continued after its end by the epoch that was kept."""
-    epochs = range(max(len(model.history["lr"]) for model in models))
-    return {
-        name: [_mean(_at(model, name, epoch) for model in models) for epoch in epochs] for name in models[0].history
-    }
-
-
-def _at(model: TrainedModel, name: str, epoch: int) -> float | None:
-    values = model.history[name]
-    return values[epoch if epoch < len(values) else model.best_epoch]
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None

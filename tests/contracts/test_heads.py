@@ -38,8 +38,17 @@ CHEAP: dict[str, dict[str, Any]] = {
     "LinearRegressor": {"alpha": 1.0},
     "KNNClassifier": {"weights": "uniform"},
     "KNNRegressor": {"weights": "uniform"},
-    "MLPHeadClassifier": {"hidden": (16,), "dropout": 0.0, "lr": 1e-2, "batch_size": 32, "max_epochs": 30},
-    "MLPHeadRegressor": {"hidden": (16,), "dropout": 0.0, "lr": 1e-2, "batch_size": 32, "max_epochs": 30},
+    "MLPHeadClassifier": {
+        "hidden": (16,),
+        "dropout": 0.0,
+        "lr": 1e-2,
+        "batch_size": 32,
+        "max_epochs": 30,
+        "members": 2,
+    },
+    "MLPHeadRegressor": {"hidden": (16,), "dropout": 0.0, "lr": 1e-2, "batch_size": 32, "max_epochs": 30, "members": 2},
+    "GBMClassifier": {"max_rounds": 100, "members": 2},
+    "GBMRegressor": {"max_rounds": 100, "members": 2},
 }
 
 # Checks of scikit-learn that do not apply, with the reason.
@@ -62,6 +71,12 @@ NOT_BY_CLASS: dict[str, dict[str, str]] = {
     "MLPHeadRegressor": {
         "check_sample_weight_equivalence_on_dense_data": "batches and dropout are drawn by row",
         "check_methods_subset_invariance": "float32 products depend on the number of rows in the last digit",
+    },
+    "GBMClassifier": {
+        "check_sample_weight_equivalence_on_dense_data": "bins, leaves and the inner split count rows",
+    },
+    "GBMRegressor": {
+        "check_sample_weight_equivalence_on_dense_data": "bins, leaves and the inner split count rows",
     },
     "KNNRegressor": {
         "check_sample_weight_equivalence_on_dense_data": "a repeated row takes several of the k places",
