@@ -157,6 +157,8 @@ def evaluate(config: EvaluateConfig, *, as_json: Json = False) -> None:
 
     with _progress() as progress:
         result = evaluate_run(config, progress=progress)
+    for warning in result.warnings:
+        _say(f"warning: {warning}")
     _print(result.to_dict() if as_json else metric_table({result.split: result.metrics}))
 
 

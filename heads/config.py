@@ -39,6 +39,10 @@ class FitConfig(ManifestConfig):
     allow_leakage: bool = Field(
         default=False, description="fit in spite of shared groups or samples; the report says so"
     )
+    refit: Literal["train", "train+val"] = Field(
+        default="train+val",
+        description="rows of the final head, which judges test rows; val rows are judged by a head of train rows",
+    )
     seed: int = Field(default=0, ge=0, description="seed of folds, fits and intervals")
     out: Path = Field(description="the run directory to write")
     overwrite: bool = Field(default=False, description="replace the run directory if it exists")
@@ -56,6 +60,7 @@ class EvaluateConfig(ManifestConfig):
     )
     bootstrap: int = Field(default=1000, ge=0, description="resamples of groups behind each interval")
     seed: int = Field(default=0, ge=0, description="seed of the intervals")
+    allow_leakage: bool = Field(default=False, description="evaluate in spite of rows that the head was fitted on")
 
 
 class PredictConfig(Config):

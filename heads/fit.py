@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import time
 import warnings as python_warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.digest import digest_json
+from data.digest import digest_json, key_hex
 from data.errors import LeakageError
 from data.progress import Progress, Silent
 from data.sources import read_manifest
@@ -36,9 +37,9 @@ from heads.labelled import Labelled, join_features, label
 from heads.metrics import evaluate
 from heads.record import RunRecord
 from heads.report import write_plots, write_report
-from heads.run import new_run, prediction_columns, truth_columns, write_config, write_history, write_table
+from heads.run import TRAINED, new_run, prediction_columns, truth_columns, write_config, write_history, write_table
 from heads.scoring import Scores, answers, class_probabilities, scores_of
-from heads.thresholds import choose_thresholds, parse_rule
+from heads.thresholds import Threshold, choose_thresholds, parse_rule
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,31 @@ class Judged:
     rows: NDArray[np.int64]
     scores: Scores
     fold: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A final head, and what was predicted on the way to it.
+
+    Attributes
+    ----------
+    head
+        The head that is kept; test rows are judged by it.
+    rows
+        The rows it was fitted on.
+    judged
+        Out-of-fold, val and test predictions.
+    seconds
+        Wall time of the final fit.
+    remarks
+        What folds and heads had to say.
+    """
+
+    head: Head
+    rows: NDArray[np.int64]
+    judged: tuple[Judged, ...]
+    seconds: float
+    remarks: tuple[str, ...]
 
 
 def fit(config: FitConfig, *, command: str = "", progress: Progress | None = None) -> RunRecord:
@@ -69,64 +95,93 @@ def fit(config: FitConfig, *, command: str = "", progress: Progress | None = Non
         If the manifest, the features, the splits, the head or the run directory are wrong.
     """
     progress = progress or Silent()
+    started = time.perf_counter()
     with new_run(config.out, overwrite=config.overwrite) as folder:
-        started = time.perf_counter()
         data = load(config, progress)
         remarks = [*data.manifest.remarks, *gate(data, allow=config.allow_leakage)]
-        train = data.rows("train")
-        folds = make_folds(
-            data.y[train], data.task.kind, data.groups[train], config.folds, config.seed, classes=data.task.classes
+        fitted = fit_and_predict(config, data, progress)
+        thresholds = choose_thresholds(
+            data.task, data.y[fitted.judged[0].rows], fitted.judged[0].scores, rule=config.threshold
         )
-        remarks += folds.warnings
-        progress.stage(f"fitting {config.head}", config.folds + 1)
-        with _remarks(remarks):
-            oof = cross_validate(config, data, train, folds.assignment, progress)
-            fitting = time.perf_counter()
-            head = fit_rows(config, data, train)
-            fit_seconds = time.perf_counter() - fitting
-            progress.advance()
-        chosen = choose_thresholds(data.task, data.y[train], oof, rule=config.threshold)
-        thresholds = [threshold.value for threshold in chosen.values()]
-        judged = [Judged("cv", train, oof, folds.assignment)] + [
-            Judged(name, data.rows(name), scores_of(head, data.X[data.rows(name)], data.task))
-            for name in ("val", "test")
-            if len(data.rows(name))
-        ]
-        metrics = judge(config, data, judged, thresholds, progress)
-        write_config(folder, config)
-        write_table(folder / "predictions.csv", predictions(data, judged, thresholds))
-        if hasattr(head, "history_"):
-            write_history(folder, head.history_)
-        save_bundle(
-            folder / "head",
-            head,
-            task=data.task.to_dict(),
-            inputs=[asdict(block) for block in data.blocks],
-            extra={"thresholds": thresholds, "normalize": config.normalize},
-        )
+        metrics = judge(config, data, fitted.judged, _values(thresholds), progress)
         record = RunRecord(
             command=command,
             config=config.to_dict(),
             manifest_digest=data.manifest.digest,
-            split_digest=digest_json([data.split.tolist(), folds.assignment.tolist()]),
+            split_digest=digest_json([part.rows.tolist() for part in fitted.judged] + [_folds(fitted)]),
             inputs=tuple(asdict(block) for block in data.blocks),
-            head={"name": head.name, "version": head.version, "params": head.get_params()},
+            head={"name": fitted.head.name, "version": fitted.head.version, "params": fitted.head.get_params()},
             task=data.task.to_dict(),
             counts=counts(data),
             metrics=metrics,
-            thresholds={name: threshold.to_dict() for name, threshold in chosen.items()},
+            thresholds={name: threshold.to_dict() for name, threshold in thresholds.items()},
             leakage=data.leakage.to_dict(),
-            warnings=tuple(remarks),
+            warnings=tuple(dict.fromkeys([*remarks, *fitted.remarks])),
             seed=config.seed,
-            timings={"total_seconds": time.perf_counter() - started, "fit_seconds": fit_seconds},
+            timings={"total_seconds": time.perf_counter() - started, "fit_seconds": fitted.seconds},
         )
-        record.write(folder)
-        progress.stage("plots and report", 2)
-        write_plots(folder)
-        progress.advance()
-        write_report([folder], folder / "report.html")
-        progress.advance()
+        write_run(folder, config, data, fitted, _values(thresholds), record, progress)
     return record
+
+
+def fit_and_predict(config: FitConfig, data: Labelled, progress: Progress) -> Fitted:
+    """Cross-validate on the training rows, judge val rows by a head of these, and test rows by the final head."""
+    train, val, test = data.rows("train"), data.rows("val"), data.rows("test")
+    folds = make_folds(
+        data.y[train], data.task.kind, data.groups[train], config.folds, config.seed, classes=data.task.classes
+    )
+    progress.stage(f"fitting {config.head}", config.folds + 1)
+    remarks = list(folds.warnings)
+    with _remarks(remarks):
+        judged = [
+            Judged("cv", train, cross_validate(config, data, train, folds.assignment, progress), folds.assignment)
+        ]
+        rows, head, seconds = train, *timed_fit(config, data, train)
+        if len(val):
+            judged.append(Judged("val", val, scores_of(head, data.X[val], data.task)))
+            if config.refit == "train+val":
+                rows = np.sort(np.concatenate([train, val]))
+                head, seconds = timed_fit(config, data, rows)
+        if len(test):
+            judged.append(Judged("test", test, scores_of(head, data.X[test], data.task)))
+        progress.advance()
+    return Fitted(head=head, rows=rows, judged=tuple(judged), seconds=seconds, remarks=tuple(remarks))
+
+
+def write_run(
+    folder: Path,
+    config: FitConfig,
+    data: Labelled,
+    fitted: Fitted,
+    thresholds: list[float],
+    record: RunRecord,
+    progress: Progress,
+) -> None:
+    """Write everything that a run directory holds."""
+    progress.stage("plots and report", 2)
+    write_config(folder, config)
+    write_table(folder / "predictions.csv", predictions(data, fitted.judged, thresholds))
+    write_table(
+        folder / TRAINED,
+        {
+            "id": [data.manifest.ids[i] for i in fitted.rows],
+            "key": [key_hex(data.keys[i]) for i in fitted.rows],
+        },
+    )
+    if hasattr(fitted.head, "history_"):
+        write_history(folder, fitted.head.history_)
+    save_bundle(
+        folder / "head",
+        fitted.head,
+        task=data.task.to_dict(),
+        inputs=[asdict(block) for block in data.blocks],
+        extra={"thresholds": thresholds, "normalize": config.normalize},
+    )
+    record.write(folder)
+    write_plots(folder)
+    progress.advance()
+    write_report([folder], folder / "report.html")
+    progress.advance()
 
 
 def load(config: FitConfig, progress: Progress) -> Labelled:
@@ -189,6 +244,12 @@ def fit_rows(config: FitConfig, data: Labelled, rows: NDArray[np.int64]) -> Head
     return head.fit(data.X[rows], data.y[rows], groups=data.groups[rows])
 
 
+def timed_fit(config: FitConfig, data: Labelled, rows: NDArray[np.int64]) -> tuple[Head, float]:
+    """Fit a new head on some rows; return it and the wall time, seconds."""
+    started = time.perf_counter()
+    return fit_rows(config, data, rows), time.perf_counter() - started
+
+
 def judge(
     config: FitConfig, data: Labelled, judged: Sequence[Judged], thresholds: Sequence[float], progress: Progress
 ) -> dict[str, dict[str, Any]]:
@@ -229,6 +290,16 @@ def predictions(data: Labelled, judged: Sequence[Judged], thresholds: Sequence[f
         for name, values in columns.items():
             table.setdefault(name, []).extend(values)
     return table
+
+
+def _values(thresholds: Mapping[str, Threshold]) -> list[float]:
+    return [threshold.value for threshold in thresholds.values()]
+
+
+def _folds(fitted: Fitted) -> list[int]:
+    fold = fitted.judged[0].fold
+    assert fold is not None  # the first judged part is the cross-validation
+    return [int(k) for k in fold]
 
 
 def counts(data: Labelled) -> dict[str, Any]:

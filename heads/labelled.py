@@ -46,6 +46,8 @@ class Labelled:
     ----------
     manifest
         The samples.
+    keys
+        Content keys of the first encoder's inputs, shape (n, 2).
     X, y
         Embeddings, float32, shape (n, d), and targets as `data.task` encodes them.
     task
@@ -65,6 +67,7 @@ class Labelled:
     """
 
     manifest: Manifest
+    keys: Keys
     X: NDArray[np.float32]
     y: NDArray[Any]
     task: Task
@@ -147,6 +150,7 @@ def label(
     groups = _group_names(manifest)
     return Labelled(
         manifest=manifest,
+        keys=keys,
         X=X,
         y=y[kept],
         task=task,

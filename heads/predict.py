@@ -13,7 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.errors import ConfigError, SplitError
+import numpy as np
+from numpy.typing import NDArray
+
+from data.digest import key_bytes
+from data.errors import ConfigError, LeakageError, SplitError
 from data.manifest import Manifest
 from data.progress import Progress, Silent
 from data.sources import read_manifest
@@ -25,10 +29,10 @@ from featurestore.store import FeatureStore
 from heads.artifact import Bundle, load_bundle
 from heads.config import EvaluateConfig, PredictConfig
 from heads.inputs import Inputs, input_column
-from heads.labelled import join_features, label
+from heads.labelled import Labelled, join_features, label
 from heads.metrics import evaluate as evaluate_metrics
 from heads.record import RunRecord
-from heads.run import prediction_columns, write_table
+from heads.run import prediction_columns, read_trained, write_table
 from heads.scoring import answers, class_probabilities, scores_of
 
 
@@ -155,6 +159,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     rows = data.rows(config.split) if config.split else data.rows("train")
     if not len(rows):
         raise SplitError(f"{config.manifest}: column {column!r} has no labelled row of split {config.split!r}")
+    warnings = _trained_on(config, data, rows)
     metrics = evaluate_metrics(
         task.kind,
         data.y[rows],
@@ -166,8 +171,30 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         seed=config.seed,
         min_positives=int(own.get("min_positives", 1)),
     )
-    warnings = [] if data.leakage.clean else [data.leakage.message()]
     return Evaluation(run=str(config.run), split=config.split or "all", metrics=metrics, warnings=tuple(warnings))
+
+
+def _trained_on(config: EvaluateConfig, data: Labelled, rows: NDArray[np.int64]) -> list[str]:
+    """Refuse rows whose content the head was fitted on, or return the refusal as a warning.
+
+    Raises
+    ------
+    LeakageError
+        If there are such rows and that was not allowed.
+    """
+    trained = read_trained(config.run)
+    shared = [int(i) for i in rows if key_bytes(data.keys[i]) in trained]
+    if not shared:
+        return []
+    examples = ", ".join(data.manifest.ids[i] for i in shared[:3])
+    message = (
+        f"{len(shared)} of the {len(rows)} rows to evaluate are rows that the head of {config.run} was fitted on "
+        f"(e.g. {examples}); such scores say nothing about new data: evaluate other rows, or accept that with "
+        f"--allow-leakage"
+    )
+    if not config.allow_leakage:
+        raise LeakageError(f"{config.manifest}: {message}")
+    return [message]
 
 
 def _inputs(manifest: Manifest, bundle: Bundle, store: FeatureStore, progress: Progress) -> Inputs:

@@ -6,6 +6,7 @@
       config.yaml        resolved; `fit-head --config` takes it back
       record.json        what was done, on what, with which result
       predictions.csv    one row per judged sample
+      trained.csv        ids and content keys of the rows the head was fitted on
       history.json       learning curves of the final fit, if the head has any
       head/              the bundle
       plots/*.png
@@ -30,6 +31,8 @@ from numpy.typing import NDArray
 from data.config import Config
 from data.task import Task
 from heads.errors import RunError
+
+TRAINED = "trained.csv"
 
 
 @contextmanager
@@ -114,6 +117,21 @@ def truth_columns(task: Task, y: NDArray[Any]) -> dict[str, list[str]]:
     if task.kind in ("regression", "multilabel"):
         return _per_target("true", task, y)
     return {"true": [task.classes[code] if code >= 0 else "" for code in y]}
+
+
+def read_trained(run: Path) -> frozenset[bytes]:
+    """Return the content keys of the rows that a run's head was fitted on.
+
+    Raises
+    ------
+    RunError
+        If the run lacks the list, or it is damaged.
+    """
+    try:
+        with (run / TRAINED).open(newline="", encoding="utf-8") as file:
+            return frozenset(bytes.fromhex(row["key"]) for row in csv.DictReader(file))
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise RunError(f"{run / TRAINED}: cannot be read as the list of trained rows: {error}") from error
 
 
 def write_table(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
