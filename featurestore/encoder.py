@@ -3,11 +3,12 @@
 ::
 
     Source --read--> item --collate--> batch --encode--> float32 (n, dim)
-           threads          threads           one thread
+           threads          threads           one thread, or one per core
 
 `read` and `collate` must be safe to call from several threads at once and must not depend on what
-else is in the batch; `encode` is called from one thread. An encoder is frozen: eval mode, no
-gradients, no randomness.
+else is in the batch. `encode` is called from one thread; an encoder that has ``thread_safe = True``
+is called from one thread per core on a CPU, where that is faster. An encoder is frozen: eval mode,
+no gradients, no randomness.
 """
 
 from __future__ import annotations

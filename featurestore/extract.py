@@ -56,6 +56,7 @@ class Job:
     unreadable: Mapping[int, SampleError]
     batch_size: int
     workers: int
+    streams: int
     device: str
 
 
@@ -109,7 +110,21 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
         shard=shard,
         failed_before=sum(key_bytes(key) in failed for key in keys) if failed else 0,
     )
-    return Job(config, manifest, name, encoder, store, features, keys, plan, unreadable, batch_size, workers, device)
+    return Job(
+        config=config,
+        manifest=manifest,
+        name=name,
+        encoder=encoder,
+        store=store,
+        features=features,
+        keys=keys,
+        plan=plan,
+        unreadable=unreadable,
+        batch_size=batch_size,
+        workers=workers,
+        streams=encoding_streams(encoder, device),
+        device=device,
+    )
 
 
 def extract(
@@ -149,7 +164,7 @@ def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda
         raise ConfigError(f"{job.config.store}: the store does not exist")
     ledger = job.store.ledger(job.features.group)
     failures = [_record(job, ledger, i, error) for i, error in sorted(job.unreadable.items())]
-    pipeline = Pipeline(job.encoder, job.workers)
+    pipeline = Pipeline(job.encoder, job.workers, job.streams)
     encoded, interrupted, measured, started = 0, None, None, time.perf_counter()
     if job.plan.batches:
         _guard_canary(job)
@@ -160,7 +175,8 @@ def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda
                 failures += [_record(job, ledger, i, error) for i, error in batch.failures]
                 if measured is None and batch.positions:
                     sources = [source_at(job.manifest, i) for i in batch.positions[: fidelity.REFERENCE_SAMPLES]]
-                    measured = fidelity.check_fidelity(job.encoder, sources, batch.vectors, name=job.name)
+                    with pipeline.device:
+                        measured = fidelity.check_fidelity(job.encoder, sources, batch.vectors, name=job.name)
                     written_by["fidelity"] = measured.to_dict()  # read when the part is committed
                 refused = _store_batch(job, writer, ledger, batch, pipeline)
                 failures += refused
@@ -227,6 +243,14 @@ def resolve_precision(precision: str, device: str) -> Precision:
     return precision  # type: ignore[return-value]
 
 
+def encoding_streams(encoder: Encoder, device: str) -> int:
+    """Return how many batches are encoded at once: on a CPU one per thread that torch would use, else one."""
+    import torch
+
+    concurrent = not device.startswith("cuda") and getattr(encoder, "thread_safe", False)
+    return torch.get_num_threads() if concurrent else 1
+
+
 def automatic_batch_size(modality: str, device: str) -> int:
     """Return the batch size that ``auto`` stands for.
 
@@ -234,7 +258,7 @@ def automatic_batch_size(modality: str, device: str) -> int:
     tenth of its memory holds at a generous 40 MB per sample, and batches that do not fit are split.
     """
     if not device.startswith("cuda"):
-        return 16 if modality == "image" else 32
+        return 8 if modality == "image" else 32
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)

@@ -15,8 +15,6 @@ from featurestore.extract import Job, source_at
 from featurestore.pipeline import Pipeline
 from featurestore.spec import EncoderSpec
 
-TRIAL_SAMPLES = 16
-
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
@@ -31,7 +29,7 @@ class Forecast:
     why
         For each reason why samples are missing, one sentence.
     seconds, samples_per_second
-        Predicted from a trial of a few samples; None if there is nothing to encode.
+        Predicted from a trial of a few batches; None if there is nothing to encode.
     bytes
         What would be added to the store.
     """
@@ -98,12 +96,12 @@ def forecast(job: Job) -> Forecast:
 
 
 def _trial(job: Job) -> float | None:
-    """Return samples per second over a few samples, warm; None if none of them can be decoded."""
-    chosen = [i for batch in job.plan.batches for i in batch][:TRIAL_SAMPLES]
-    batches = [chosen[start : start + job.batch_size] for start in range(0, len(chosen), job.batch_size)]
-    pipeline = Pipeline(job.encoder, job.workers)
+    """Return samples per second over a batch per stream, warm; None if no sample of them can be decoded."""
+    # From all over the plan, which begins with the longest texts.
+    batches = job.plan.batches[:: max(1, len(job.plan.batches) // job.streams)][: job.streams]
+    pipeline = Pipeline(job.encoder, job.workers, job.streams)
     try:
-        first = job.encoder.read(source_at(job.manifest, chosen[0]))
+        first = job.encoder.read(source_at(job.manifest, batches[0][0]))
         job.encoder.encode(job.encoder.collate([first]))
     except SampleError:
         pass  # the trial itself counts what fails

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Generic, TypeVar
 
 import torch
@@ -53,6 +54,7 @@ class Forward(Generic[Inputs]):
         self.precision = precision
         self.fallbacks = 0
         self._compute = compute
+        self._lock = Lock()
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
@@ -62,18 +64,22 @@ class Forward(Generic[Inputs]):
             vectors = self._compute(inputs).float().cpu()
         if bool(torch.isfinite(vectors).all()):
             return vectors
-        self.fallbacks += 1
+        with self._lock:
+            self.fallbacks += 1
         return self.reference(inputs)
 
     def reference(self, inputs: Inputs) -> Tensor:
         """Return the embeddings of a batch in full float32, whatever the precision."""
-        with torch.inference_mode(), _full_float32():
+        with torch.inference_mode(), _full_float32(self.device):
             return self._compute(inputs).float().cpu()
 
 
 @contextmanager
-def _full_float32() -> Iterator[None]:
+def _full_float32(device: torch.device) -> Iterator[None]:
     """Keep matrix products and convolutions of a GPU in IEEE float32: TF32 has ten bits of mantissa."""
+    if device.type == "cpu":  # where several threads compute at once, and the knobs are the process's
+        yield
+        return
     knobs = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]  # set at run time
     before = [knob.fp32_precision for knob in knobs]
     try:

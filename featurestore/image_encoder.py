@@ -39,6 +39,7 @@ class ImageEncoder:
         Whether the network is convolutional and computes faster with channels innermost.
     """
 
+    thread_safe = True
     truncated = 0
 
     def __init__(

@@ -1,4 +1,8 @@
-"""Reader, encoder and writer, overlapped: threads decode the next batches while the device encodes this one.
+"""Reader, encoder and writer, overlapped: threads decode the next batches while others are encoded and stored.
+
+A GPU encodes one batch at a time. A CPU encodes one batch per core, each with one thread: no core waits for
+another at the end of every layer, which costs little on an idle machine and most of the time on a busy one,
+and the values do not depend on the number of cores.
 
 Memory is bounded by the batches in flight, never by the length of the manifest.
 """
@@ -9,7 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -20,7 +26,7 @@ from data.manifest import Source
 from featurestore.encoder import Encoder
 
 AHEAD = 3
-"""Batches that are decoded ahead of the one being encoded."""
+"""Batches that are decoded ahead of those being encoded; more if there are more streams."""
 
 
 @dataclass
@@ -29,10 +35,10 @@ class Timings:
 
     Attributes
     ----------
-    waiting
-        The encoder had nothing to do: reading was the bottleneck.
-    encoding, writing
-        The device worked; the store was written.
+    waiting, encoding
+        The device had nothing to do, because reading was the bottleneck; it worked. Averages over the streams.
+    writing
+        The store was written.
     """
 
     waiting: float = 0.0
@@ -72,19 +78,29 @@ class Pipeline:
         The encoder; its `read` and `collate` run in threads.
     workers
         Threads that decode.
+    streams
+        Threads that encode; more than one only on a CPU, and only if the encoder is `thread_safe`.
     timings
         Filled while `run` is iterated.
     splits
         How many times a batch was split because the device ran out of memory.
+    device
+        What a single stream holds while it encodes. Whoever else computes with the encoder meanwhile holds it too.
     """
 
     encoder: Encoder
     workers: int
+    streams: int = 1
     timings: Timings = field(default_factory=Timings)
     splits: int = 0
+    device: AbstractContextManager[object] = field(init=False, repr=False)
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.device = nullcontext() if self.streams > 1 else Lock()
 
     def run(self, batches: Iterable[Sequence[int]], source_of: Callable[[int], Source]) -> Iterator[Encoded]:
-        """Yield the batches in order, encoded.
+        """Yield the batches in order, encoded; later batches are worked on while the caller has one.
 
         Parameters
         ----------
@@ -93,36 +109,25 @@ class Pipeline:
         source_of
             The content of the sample at a position.
         """
-        for prepared in self._prepare(batches, source_of):
-            started = time.perf_counter()
-            vectors = self._encode(prepared)
-            self.timings.encoding += time.perf_counter() - started
-            yield Encoded(prepared.positions, vectors, prepared.failures)
-
-    def _prepare(self, batches: Iterable[Sequence[int]], source_of: Callable[[int], Source]) -> Iterator[_Prepared]:
-        """Decode `AHEAD` batches ahead; a second pool joins them, so that joining overlaps encoding too."""
+        in_flight = self.streams + max(AHEAD, self.streams)
         with (
+            _one_thread_each(self.streams),
             ThreadPoolExecutor(self.workers, thread_name_prefix="read") as readers,
             ThreadPoolExecutor(1, thread_name_prefix="collate") as collator,
+            ThreadPoolExecutor(self.streams, thread_name_prefix="encode") as encoders,
         ):
-            window: deque[Future[_Prepared]] = deque()
+            window: deque[Future[Encoded]] = deque()
             try:
                 for positions in batches:
                     reads = [(i, readers.submit(self.encoder.read, source_of(i))) for i in positions]
-                    window.append(collator.submit(self._collate, reads))
-                    if len(window) > AHEAD:
-                        yield self._wait(window.popleft())
+                    window.append(encoders.submit(self._encode, collator.submit(self._collate, reads)))
+                    if len(window) >= in_flight:
+                        yield window.popleft().result()
                 while window:
-                    yield self._wait(window.popleft())
+                    yield window.popleft().result()
             finally:
-                readers.shutdown(wait=False, cancel_futures=True)
-                collator.shutdown(wait=False, cancel_futures=True)
-
-    def _wait(self, future: Future[_Prepared]) -> _Prepared:
-        started = time.perf_counter()
-        prepared = future.result()
-        self.timings.waiting += time.perf_counter() - started
-        return prepared
+                for pool in (readers, collator, encoders):
+                    pool.shutdown(wait=False, cancel_futures=True)
 
     def _collate(self, reads: Sequence[tuple[int, Future[Any]]]) -> _Prepared:
         positions, items, failures = [], [], []
@@ -135,17 +140,27 @@ class Pipeline:
         batch = self.encoder.collate(items) if items else None
         return _Prepared(tuple(positions), batch, items, tuple(failures))
 
-    def _encode(self, prepared: _Prepared) -> NDArray[np.float32]:
-        if not prepared.positions:
-            return np.empty((0, self.encoder.spec.dim), np.float32)
-        return self._encode_or_split(prepared.batch, prepared.items)
+    def _encode(self, future: Future[_Prepared]) -> Encoded:
+        started = time.perf_counter()
+        prepared = future.result()
+        ready = time.perf_counter()
+        vectors = (
+            self._encode_or_split(prepared.batch, prepared.items)
+            if prepared.positions
+            else np.empty((0, self.encoder.spec.dim), np.float32)
+        )
+        with self._lock:
+            self.timings.waiting += (ready - started) / self.streams
+            self.timings.encoding += (time.perf_counter() - ready) / self.streams
+        return Encoded(prepared.positions, vectors, prepared.failures)
 
     def _encode_or_split(self, batch: Any, items: Sequence[Any]) -> NDArray[np.float32]:
         """Encode a batch; if the device's memory is too small for it, encode its halves."""
         import torch
 
         try:
-            vectors: NDArray[np.float32] = self.encoder.encode(batch).numpy()
+            with self.device:
+                vectors: NDArray[np.float32] = self.encoder.encode(batch).numpy()
         except torch.OutOfMemoryError:
             if len(items) == 1:
                 raise
@@ -158,3 +173,17 @@ class Pipeline:
         return np.concatenate(
             [self._encode_or_split(self.encoder.collate(part), part) for part in (items[:half], items[half:])]
         )
+
+
+@contextmanager
+def _one_thread_each(streams: int) -> Iterator[None]:
+    """Let every stream compute with one thread while there are several."""
+    import torch
+
+    before = torch.get_num_threads()
+    if streams > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -51,6 +51,8 @@ class TextEncoder:
         Number of texts that were cut at the encoder's limit so far.
     """
 
+    thread_safe = True
+
     def __init__(
         self,
         *,

@@ -95,3 +95,44 @@ def test_timings_name_the_bottleneck() -> None:
     list(pipeline.run([[0], [1], [2]], lambda i: Source("text", text=str(i))))
     assert pipeline.timings.bottleneck == "encoding"
     assert pipeline.timings.encoding >= 0.06
+
+
+def test_several_streams_encode_at_once_each_with_one_thread_and_keep_the_order() -> None:
+    fake = Fake()
+    together = threading.Barrier(2, timeout=10)
+    threads = set()
+
+    def encode(batch: torch.Tensor) -> torch.Tensor:
+        together.wait()
+        threads.add(torch.get_num_threads())
+        return batch
+
+    fake.encode = encode  # type: ignore[method-assign]
+    before = torch.get_num_threads()
+    pipeline = Pipeline(fake, workers=2, streams=2)
+    results = list(pipeline.run([[0, 1], [2], [3], [4]], lambda i: Source("text", text=str(i))))
+    assert [result.vectors[:, 0].tolist() for result in results] == [[0, 1], [2], [3], [4]]
+    assert threads == {1}
+    assert torch.get_num_threads() == before
+
+
+def test_whoever_holds_the_device_of_a_single_stream_keeps_it_from_encoding() -> None:
+    fake = Fake()
+    pipeline = Pipeline(fake, workers=2)
+    results = pipeline.run([[0], [1]], lambda i: Source("text", text=str(i)))
+    with pipeline.device:
+        waiter = threading.Thread(target=lambda: next(results))
+        waiter.start()
+        waiter.join(0.1)
+        assert waiter.is_alive()
+        assert not fake.sizes
+    waiter.join(10)
+    assert fake.sizes
+
+
+def test_an_error_of_the_encoder_ends_the_run_and_gives_the_threads_back() -> None:
+    before = torch.get_num_threads()
+    pipeline = Pipeline(Fake(limit=0), workers=2, streams=2)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(pipeline.run([[0], [1], [2]], lambda i: Source("text", text=str(i))))
+    assert torch.get_num_threads() == before
