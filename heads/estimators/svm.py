@@ -1,14 +1,15 @@
-"""Support vector machine with an RBF or linear kernel; probabilities come from inner out-of-fold scores."""
+"""Support vector machine with an RBF or linear kernel; inner folds choose its penalty and calibrate it."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, softmax
 from sklearn.svm import SVC, SVR
 
 from data.errors import SplitError
@@ -26,13 +27,22 @@ from heads.base import (
     SearchSpace,
     Training,
 )
+from heads.calibration import Calibration, calibrate
 from heads.errors import HeadError
 
 Kernel = Literal["rbf", "linear"]
 Gamma = Positive | Literal["scale", "auto"]
+Problem = tuple[NDArray[Any], NDArray[np.float64]]
+"""What a machine is to learn: the value of each row, and its weight; both of shape (n,)."""
+Machine = tuple[NDArray[np.float64], float]
+"""The weight of each training row, shape (n,), and the intercept."""
 
 MAX_ROWS = 15_000
 """Training rows at most: the kernel matrix of more takes over 2 GB."""
+GRID = (0.1, 1.0, 10.0, 100.0)
+"""Values of C tried by ``auto``; for ``linear`` they are divided by the mean squared length of the rows."""
+FALLBACK = 1.0
+"""Used, with a warning, where the training rows are too few to try any."""
 INNER_FOLDS = 3
 BLOCK = 2048
 """Rows whose kernel values are held at once in prediction."""
@@ -43,6 +53,8 @@ class _SVMHead(Head):
 
     Attributes
     ----------
+    C_
+        The value of C used.
     support_vectors_
         The training rows that any machine rests on, standardised, shape (s, d).
     dual_
@@ -55,9 +67,16 @@ class _SVMHead(Head):
 
     kernel: Kernel
     gamma: float | Literal["scale", "auto"]
-    C: float
+    C: float | Literal["auto"]
+    random_state: int
 
     name = "svm"
+    _least_values: ClassVar[int]
+    """How many different values a machine needs to learn from."""
+
+    @abstractmethod
+    def _solver(self, C: float) -> SVC | SVR:
+        """Return an unfitted machine that takes kernel values."""
 
     def _kernel(self, A: Floats, B: Floats) -> NDArray[np.float64]:
         """Return kernel values of all pairs of rows, shape (a, b), float64."""
@@ -77,11 +96,62 @@ class _SVMHead(Head):
         self.gamma_ = float(1 / (X.shape[1] * (spread or 1.0)) if isinstance(self.gamma, str) else self.gamma)
         return self._kernel(X, X)
 
-    def _keep(self, X: Floats, machines: list[tuple[NDArray[np.float64], float]]) -> None:
+    def _machines(self, kernel: NDArray[np.float64], problem: Problem, strengths: Sequence[float]) -> list[Machine]:
+        """Fit a machine for each C to the rows that have weight; return none if these have too few values."""
+        y, weight = problem
+        rows = np.flatnonzero(weight > 0)
+        if len(np.unique(y[rows])) < self._least_values:
+            return []
+        own, machines = kernel[np.ix_(rows, rows)], []
+        for C in strengths:
+            machine: Any = self._solver(C).fit(own, y[rows], weight[rows])
+            dual = np.zeros(len(y))
+            dual[rows[machine.support_]] = machine.dual_coef_[0]
+            machines.append((dual, float(machine.intercept_[0])))
+        return machines
+
+    def _out_of_fold(
+        self, training: Training, kernel: NDArray[np.float64], problems: list[Problem], strengths: Sequence[float]
+    ) -> NDArray[np.float64]:
+        """Return outputs for the training rows by machines of inner folds that did not see them.
+
+        Shape (values of C, n, problems); NaN where no machine could be trained, whatever C.
+        """
+        outputs = np.full((len(strengths), len(kernel), len(problems)), np.nan)
+        for held in self._inner_folds(training):
+            across = kernel[held]
+            for column, (y, weight) in enumerate(problems):
+                machines = self._machines(kernel, (y, np.where(held, 0, weight)), strengths)
+                for place, (dual, intercept) in enumerate(machines):
+                    outputs[place, held, column] = across @ dual + intercept
+        return outputs
+
+    def _inner_folds(self, training: Training) -> list[NDArray[np.bool_]]:
+        """Return the mask of the held-out rows of each inner fold; none if there are too few groups."""
+        try:
+            folds = make_folds(training.labels, training.kind, training.groups, INNER_FOLDS, self.random_state)
+        except SplitError:
+            return []
+        return [folds.assignment == k for k in range(INNER_FOLDS)]
+
+    def _grid(self, kernel: NDArray[np.float64]) -> tuple[float, ...]:
+        """Return the values of C to try, for a mean kernel value of rows with themselves of 1, as with ``rbf``."""
+        size = float(kernel.diagonal().mean()) if self.kernel == "linear" else 1.0
+        return tuple(C / (size or 1.0) for C in GRID)
+
+    def _choose(self, losses: NDArray[np.float64], strengths: Sequence[float]) -> int:
+        """Return the position of the C of the lowest mean loss, from losses (values of C, T), NaN where unknown."""
+        known = ~np.isnan(losses[0])
+        if known.any():
+            return int(losses[:, known].mean(axis=1).argmin())
+        fallback = GRID.index(FALLBACK)
+        self._note(f"too few groups to choose C on {INNER_FOLDS} inner folds, so C={strengths[fallback]:g} is used")
+        return fallback
+
+    def _keep(self, X: Floats, machines: list[Machine]) -> None:
         dual = np.stack([weights for weights, _ in machines])
         used = dual.any(axis=0)
-        self.support_vectors_ = X[used]
-        self.dual_ = dual[:, used]
+        self.support_vectors_, self.dual_ = X[used], dual[:, used]
         self.intercept_ = np.array([intercept for _, intercept in machines])
 
     def _outputs(self, X: Floats) -> NDArray[np.float64]:
@@ -99,7 +169,10 @@ class SVMClassifier(_SVMHead, ClassifierHead):
     Parameters
     ----------
     C
-        Inverse strength of the penalty.
+        Inverse strength of the penalty. ``auto`` takes the one of 0.1, 1, 10 and 100 (for ``linear``: divided
+        by the mean squared length of the rows) whose calibrated probabilities have the lowest
+        cross-entropy on inner folds of the training rows, which are stratified and do not split
+        groups; one value serves all labels.
     kernel
         ``rbf``, exp(-gamma |a - b|^2), or ``linear``.
     gamma
@@ -113,6 +186,8 @@ class SVMClassifier(_SVMHead, ClassifierHead):
 
     Attributes
     ----------
+    C_
+        The value of C used.
     slope_, offset_
         Calibration: log odds are ``slope x score + offset``, shape (T,) each, (1,) for two classes; for more
         classes the softmax of ``slope x score + offset`` is taken, shapes (1,) and (C,).
@@ -121,20 +196,21 @@ class SVMClassifier(_SVMHead, ClassifierHead):
 
     Notes
     -----
-    Probabilities follow Platt [1]_ on scores of inner folds, which are stratified and do not split
-    groups: each score comes from machines that did not see the row. With more than two classes a
-    class is scored by the mean of its pairwise margins, and one slope and an offset per class are
-    fitted. The slope is kept positive.
+    Probabilities follow Platt [1]_ on scores of the same inner folds: each comes from machines that did
+    not see the row. With more than two classes a class is scored by the mean of its pairwise margins,
+    and one slope and an offset per class are fitted. The slope is kept positive.
 
     References
     ----------
     .. [1] J. Platt, "Probabilistic Outputs for Support Vector Machines", 1999.
     """
 
+    _least_values = 2
+
     def __init__(
         self,
         *,
-        C: Positive = 1.0,
+        C: Positive | Literal["auto"] = "auto",
         kernel: Kernel = "rbf",
         gamma: Gamma = "scale",
         standardize: bool = True,
@@ -178,67 +254,43 @@ class SVMClassifier(_SVMHead, ClassifierHead):
         positive = expit(logits)
         return np.stack([1 - positive, positive], axis=1) if self.kind_ == "binary" else np.asarray(positive)
 
+    def _solver(self, C: float) -> SVC:
+        return SVC(C=C, kernel="precomputed")
+
     def _fit(self, training: Training) -> None:
-        kernel = self._training_kernel(training.X)
-        fitted = [self._machine(kernel, y, weight) for y, weight in _problems(training)]
-        self._keep(training.X, [machine for machine in fitted if machine is not None])
-        scores = self._out_of_fold(training, kernel)
+        kernel, problems = self._training_kernel(training.X), _problems(training)
+        strengths = self._grid(kernel) if self.C == "auto" else (float(self.C),)
+        outputs = self._out_of_fold(training, kernel, problems, strengths)
+        tried = [self._calibrations(each, training) for each in outputs]
+        losses = np.array([[fit.loss for fit in fits] for fits in tried])
+        best = self._choose(losses, strengths) if self.C == "auto" else 0
+        self.C_ = strengths[best]
+        self._keep(training.X, [m for problem in problems for m in self._machines(kernel, problem, [self.C_])])
+        self.slope_ = np.array([fit.slope for fit in tried[best]])
+        offsets = np.stack([fit.offset for fit in tried[best]])
+        self.offset_ = offsets[0] if training.kind == "multiclass" else offsets[:, 1] - offsets[:, 0]
+        self._note_uncalibrated(np.isnan(losses[0]))
+
+    def _calibrations(self, outputs: NDArray[np.float64], training: Training) -> list[Calibration]:
+        """Return the calibration of the out-of-fold outputs: one, or one per label."""
+        scores = self._scores(outputs, training.classes, training.kind)
         if training.kind == "multiclass":
-            slope, self.offset_ = self._calibrated(scores, training.y, training.weight)
-            self.slope_ = np.array([slope])
-            return
+            return [calibrate(scores, training.y, training.weight)]
         y, weight = training.y.reshape(len(scores), -1).astype(np.int64), training.weight.reshape(len(scores), -1)
         halves = np.stack([-scores / 2, scores / 2], axis=2)
-        fits = [self._calibrated(halves[:, t], y[:, t], weight[:, t]) for t in range(y.shape[1])]
-        self.slope_ = np.array([slope for slope, _ in fits])
-        self.offset_ = np.array([offset[1] - offset[0] for _, offset in fits])
+        return [calibrate(halves[:, t], y[:, t], weight[:, t]) for t in range(y.shape[1])]
 
-    def _machine(
-        self, kernel: NDArray[np.float64], y: NDArray[np.bool_], weight: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], float] | None:
-        """Fit one two-class machine; return its weights on all rows and its intercept, None without two classes."""
-        rows = np.flatnonzero(weight > 0)
-        if len(np.unique(y[rows])) < 2:
-            return None
-        machine = SVC(C=self.C, kernel="precomputed").fit(kernel[np.ix_(rows, rows)], y[rows], weight[rows])
-        dual = np.zeros(len(y))
-        dual[rows[machine.support_]] = machine.dual_coef_[0]
-        return dual, float(machine.intercept_[0])
-
-    def _out_of_fold(self, training: Training, kernel: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return scores of the training rows by machines of inner folds that did not see them; NaN where none could."""
-        problems = _problems(training)
-        outputs = np.full((len(kernel), len(problems)), np.nan)
-        for held in self._inner_folds(training):
-            for column, (y, weight) in enumerate(problems):
-                machine = self._machine(kernel, y, np.where(held, 0, weight))
-                if machine is not None:
-                    dual, intercept = machine
-                    outputs[held, column] = kernel[held] @ dual + intercept
-        return self._scores(outputs, training.classes, training.kind)
-
-    def _inner_folds(self, training: Training) -> list[NDArray[np.bool_]]:
-        """Return the mask of the held-out rows of each inner fold; none if there are too few groups."""
-        try:
-            folds = make_folds(training.labels, training.kind, training.groups, INNER_FOLDS, self.random_state)
-        except SplitError as error:
-            self._note(f"probabilities are not calibrated: {error}")
-            return []
-        return [folds.assignment == k for k in range(INNER_FOLDS)]
+    def _note_uncalibrated(self, missing: NDArray[np.bool_]) -> None:
+        if missing.any():
+            learned = np.flatnonzero(np.isnan(self.constant_)) if self.kind_ == "multilabel" else np.zeros(0, int)
+            targets = ", ".join(map(str, learned[missing[: len(learned)]]))
+            which = f"probabilities of target {targets}" if targets else "probabilities"
+            self._note(f"too few groups of each class for {INNER_FOLDS} inner folds, so {which} are not calibrated")
 
     @staticmethod
     def _scores(outputs: NDArray[np.float64], classes: int, kind: str) -> NDArray[np.float64]:
         """Return what calibration starts from: the outputs, or each class's mean margin."""
         return _summed_margins(outputs, classes) / (classes - 1) if kind == "multiclass" else outputs
-
-    def _calibrated(
-        self, scores: NDArray[np.float64], y: NDArray[np.int64], weight: NDArray[np.float64]
-    ) -> tuple[float, NDArray[np.float64]]:
-        """Return slope and offsets of the softmax that fits the out-of-fold scores (n, K) of codes y best."""
-        usable = (weight > 0) & ~np.isnan(scores).any(axis=1)
-        if len(np.unique(y[usable])) < scores.shape[1]:
-            return 1.0, np.zeros(scores.shape[1])
-        return fit_calibration(scores[usable], y[usable], weight[usable])
 
 
 class SVMRegressor(_SVMHead, RegressorHead):
@@ -248,38 +300,50 @@ class SVMRegressor(_SVMHead, RegressorHead):
 
     Parameters
     ----------
-    C, kernel, gamma, standardize
+    C
+        Inverse strength of the penalty. ``auto`` takes the one of the same values with the lowest squared
+        error of the standardised targets on inner folds, which do not split groups; one value serves all.
+    kernel, gamma, standardize, random_state
         As for `SVMClassifier`.
     epsilon
         Errors below this many standard deviations of the target cost nothing.
 
     Attributes
     ----------
+    C_
+        The value of C used.
     center_, spread_
         Mean and standard deviation of each target, shape (T,).
     support_vectors_, dual_, intercept_, gamma_
         The machines.
     """
 
+    _least_values = 1
+
     def __init__(
         self,
         *,
-        C: Positive = 1.0,
+        C: Positive | Literal["auto"] = "auto",
         kernel: Kernel = "rbf",
         gamma: Gamma = "scale",
         epsilon: NotNegative = 0.1,
         standardize: bool = True,
+        random_state: int = 0,
     ) -> None:
         self.C = C
         self.kernel = kernel
         self.gamma = gamma
         self.epsilon = epsilon
         self.standardize = standardize
+        self.random_state = random_state
 
     @classmethod
     def search_space(cls) -> SearchSpace:
         """Return the parameters worth searching, with their bounds."""
         return {"C": Range(1e-1, 1e2, log=True), "kernel": Choice(("rbf", "linear")), "epsilon": Range(0.01, 0.5)}
+
+    def _solver(self, C: float) -> SVR:
+        return SVR(C=C, kernel="precomputed", epsilon=self.epsilon)
 
     def _fit(self, training: Training) -> None:
         kernel = self._training_kernel(training.X)
@@ -288,15 +352,14 @@ class SVMRegressor(_SVMHead, RegressorHead):
         deviation = np.sqrt((share * np.square(training.y - self.center_)).sum(axis=0))
         self.spread_ = np.where(deviation > 0, deviation, 1.0)
         targets = (training.y - self.center_) / self.spread_
-        machines = []
-        for y, weight in zip(targets.T, training.weight.T, strict=True):
-            rows = np.flatnonzero(weight > 0)
-            machine = SVR(C=self.C, kernel="precomputed", epsilon=self.epsilon)
-            machine.fit(kernel[np.ix_(rows, rows)], y[rows], weight[rows])
-            dual = np.zeros(len(y))
-            dual[rows[machine.support_]] = machine.dual_coef_[0]
-            machines.append((dual, float(machine.intercept_[0])))
-        self._keep(training.X, machines)
+        problems = list(zip(targets.T, training.weight.T, strict=True))
+        if self.C == "auto":
+            strengths = self._grid(kernel)
+            outputs = self._out_of_fold(training, kernel, problems, strengths)
+            self.C_ = strengths[self._choose(_squared_errors(outputs, targets, training.weight), strengths)]
+        else:
+            self.C_ = float(self.C)
+        self._keep(training.X, [m for problem in problems for m in self._machines(kernel, problem, [self.C_])])
 
     def _predict(self, X: Floats) -> Floats:
         values: Floats = self._outputs(X) * self.spread_ + self.center_
@@ -306,46 +369,7 @@ class SVMRegressor(_SVMHead, RegressorHead):
 HEADS = (SVMClassifier, SVMRegressor)
 
 
-def fit_calibration(
-    scores: NDArray[np.float64], y: NDArray[np.int64], weight: NDArray[np.float64]
-) -> tuple[float, NDArray[np.float64]]:
-    """Return slope and offsets of ``softmax(slope x scores + offset)`` with the lowest cross-entropy.
-
-    Targets are smoothed as Platt does: a row of a class that has N rows counts as N + 1 of that
-    class and 1 of the others.
-
-    Parameters
-    ----------
-    scores
-        Shape (n, K).
-    y
-        Codes, shape (n,); every class occurs.
-    weight
-        Row weights, shape (n,), positive.
-
-    Returns
-    -------
-    slope : float
-        At least 1e-3, so that probabilities keep the order of the scores.
-    offset : ndarray of shape (K,)
-    """
-    classes = scores.shape[1]
-    count = np.bincount(y, minlength=classes)[y]
-    targets = np.repeat((1 / ((count + 2) * (classes - 1)))[:, None], classes, axis=1)
-    targets[np.arange(len(y)), y] = (count + 1) / (count + 2)
-    share = (weight / weight.sum())[:, None]
-
-    def objective(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        logits = log_softmax(theta[0] * scores + theta[1:], axis=1)
-        slope = share * (np.exp(logits) - targets)
-        return -float((share * targets * logits).sum()), np.append((slope * scores).sum(), slope.sum(axis=0))
-
-    bounds = [(1e-3, None)] + [(None, None)] * classes
-    found: Any = minimize(objective, np.append(1.0, np.zeros(classes)), jac=True, method="L-BFGS-B", bounds=bounds)
-    return float(found.x[0]), np.asarray(found.x[1:])
-
-
-def _problems(training: Training) -> list[tuple[NDArray[np.bool_], NDArray[np.float64]]]:
+def _problems(training: Training) -> list[Problem]:
     """Return the two-class problems as (is positive, weight): one, one per pair of classes, or one per label."""
     y, weight = training.y, training.weight
     if training.kind == "binary":
@@ -363,3 +387,13 @@ def _summed_margins(outputs: NDArray[np.float64], classes: int) -> NDArray[np.fl
         total[:, first] -= outputs[:, column]
         total[:, second] += outputs[:, column]
     return total
+
+
+def _squared_errors(
+    outputs: NDArray[np.float64], targets: NDArray[np.float64], weight: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return weighted mean squared errors, shape (values of C, T), from outputs (values of C, n, T); NaN if unknown."""
+    seen = np.where(np.isnan(outputs[0]), 0, weight)
+    total = seen.sum(axis=0)
+    errors = np.square(np.nan_to_num(outputs) - targets)
+    return np.asarray((seen * errors).sum(axis=1) / np.where(total > 0, total, np.nan))
