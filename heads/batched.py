@@ -262,7 +262,7 @@ class _Cohort:
         for stream in self._streams:
             generator = stream.generator("noise", epoch, step, device=self._device)
             draws.append(torch.randn(x.shape[1:], generator=generator, device=self._device) * stream.corpus.spread)
-        return x + self._noise * torch.stack(draws)[self._stream]
+        return torch.addcmul(x, torch.stack(draws)[self._stream] if len(draws) > 1 else draws[0], self._noise)
 
     def _entries(self, logits: Tensor, targets: Tensor) -> Tensor:
         return entry_losses(self._regime.loss, logits, targets, **self._settings)
