@@ -68,11 +68,14 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
         Version of the maths; a change that moves predictions of a saved state raises it.
     kinds
         The task kinds that the class can learn.
+    uses_torch
+        Whether it is fitted with torch.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     kinds: ClassVar[frozenset[Kind]]
+    uses_torch: ClassVar[bool] = False
 
     standardize: bool
     kind_: Kind

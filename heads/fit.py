@@ -16,6 +16,7 @@ import warnings as python_warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from data.task import count_classes, encode_targets, read_task
 from featurestore.store import FeatureStore
 from heads.artifact import save_bundle
 from heads.base import Head, HeadWarning
-from heads.catalog import make_head
+from heads.catalog import head_class, make_head
 from heads.config import FitConfig
+from heads.folds import side_by_side
 from heads.labelled import Labelled, join_features, label
 from heads.metrics import evaluate
 from heads.record import RunRecord
@@ -65,7 +67,7 @@ class Fitted:
     judged
         Out-of-fold, val and test predictions.
     seconds
-        Wall time of the final fit.
+        Wall time of all fits: folds and final.
     remarks
         What folds and heads had to say.
     """
@@ -130,22 +132,34 @@ def fit_and_predict(config: FitConfig, data: Labelled, progress: Progress) -> Fi
     folds = make_folds(
         data.y[train], data.task.kind, data.groups[train], config.folds, config.seed, classes=data.task.classes
     )
-    progress.stage(f"fitting {config.head}", config.folds + 1)
+    final = np.sort(np.concatenate([train, val])) if config.refit == "train+val" else train
+    # What each head is fitted on; with val rows in the final fit, one more head judges these.
+    fitted_on = [train[folds.assignment != k] for k in range(config.folds)] + [train] * (len(final) > len(train))
+    progress.stage(f"fitting {config.head}", len(fitted_on) + 1)
+    heads: list[Head] = []
     remarks = list(folds.warnings)
     with _remarks(remarks):
-        judged = [
-            Judged("cv", train, cross_validate(config, data, train, folds.assignment, progress), folds.assignment)
-        ]
-        rows, head, seconds = train, *timed_fit(config, data, train)
-        if len(val):
-            judged.append(Judged("val", val, scores_of(head, data.X[val], data.task)))
-            if config.refit == "train+val":
-                rows = np.sort(np.concatenate([train, val]))
-                head, seconds = timed_fit(config, data, rows)
-        if len(test):
-            judged.append(Judged("test", test, scores_of(head, data.X[test], data.task)))
-        progress.advance()
-    return Fitted(head=head, rows=rows, judged=tuple(judged), seconds=seconds, remarks=tuple(remarks))
+        uses_torch = head_class(config.head, data.task.kind).uses_torch
+        started = time.perf_counter()
+        for head in side_by_side(partial(fit_rows, config, data), [*fitted_on, final], torch_threads=uses_torch):
+            heads.append(head)
+            progress.advance()
+        seconds = time.perf_counter() - started
+    judged = [Judged("cv", train, out_of_fold(heads[: config.folds], data, train, folds.assignment), folds.assignment)]
+    if len(val):
+        judged.append(Judged("val", val, scores_of(heads[config.folds], data.X[val], data.task)))
+    if len(test):
+        judged.append(Judged("test", test, scores_of(heads[-1], data.X[test], data.task)))
+    return Fitted(head=heads[-1], rows=final, judged=tuple(judged), seconds=seconds, remarks=tuple(remarks))
+
+
+def out_of_fold(heads: Sequence[Head], data: Labelled, train: NDArray[np.int64], folds: NDArray[np.int64]) -> Scores:
+    """Return scores of the training rows: each is predicted by the head that saw neither it nor its group."""
+    parts = [scores_of(head, data.X[train[folds == k]], data.task) for k, head in enumerate(heads)]
+    oof = np.full((len(train), *parts[0].shape[1:]), np.nan)
+    for k, part in enumerate(parts):
+        oof[folds == k] = part
+    return oof
 
 
 def write_run(
@@ -221,33 +235,10 @@ def gate(data: Labelled, *, allow: bool) -> list[str]:
     return [f"leakage allowed: {data.leakage.message()}"]
 
 
-def cross_validate(
-    config: FitConfig, data: Labelled, train: NDArray[np.int64], folds: NDArray[np.int64], progress: Progress
-) -> Scores:
-    """Return out-of-fold scores of the training rows: each is predicted by a head that saw neither it nor its group."""
-    oof: Scores | None = None
-    for fold in range(config.folds):
-        held_out = folds == fold
-        head = fit_rows(config, data, train[~held_out])
-        scores = scores_of(head, data.X[train[held_out]], data.task)
-        if oof is None:
-            oof = np.full((len(train), *scores.shape[1:]), np.nan)
-        oof[held_out] = scores
-        progress.advance()
-    assert oof is not None  # there are at least two folds
-    return oof
-
-
 def fit_rows(config: FitConfig, data: Labelled, rows: NDArray[np.int64]) -> Head:
     """Fit a new head of the configuration on some rows."""
     head = make_head(config.head, data.task.kind, config.set, config.seed)
     return head.fit(data.X[rows], data.y[rows], groups=data.groups[rows])
-
-
-def timed_fit(config: FitConfig, data: Labelled, rows: NDArray[np.int64]) -> tuple[Head, float]:
-    """Fit a new head on some rows; return it and the wall time, seconds."""
-    started = time.perf_counter()
-    return fit_rows(config, data, rows), time.perf_counter() - started
 
 
 def judge(

@@ -23,7 +23,7 @@ def comparison_table(records: Mapping[str, RunRecord], split: str) -> str:
     first = next(iter(records.values()))
     names = HEADLINE[first.task["kind"]][:3]
     ordered = sorted(records, key=lambda run: -(records[run].metrics[split][names[0]]["value"] or 0.0))
-    rows = [["head", *(f"{split} {name}" for name in names), "fit seconds"]]
+    rows = [["head", *(f"{split} {name}" for name in names), "all fits, s"]]
     for run in ordered:
         record = records[run]
         cells = [_interval(record.metrics[split][name]) for name in names]

@@ -59,6 +59,7 @@ class LinearClassifier(ClassifierHead):
     """
 
     name = "linear"
+    uses_torch = True
 
     def __init__(
         self,
@@ -148,6 +149,7 @@ class LinearRegressor(RegressorHead):
     """
 
     name = "linear"
+    uses_torch = True
 
     def __init__(
         self, *, alpha: Positive | Literal["auto"] = "auto", standardize: bool = True, random_state: int = 0

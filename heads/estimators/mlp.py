@@ -58,6 +58,7 @@ class _PerceptronHead(Head):
     device: str
 
     name = "mlp"
+    uses_torch = True
 
     @classmethod
     def search_space(cls) -> SearchSpace:

@@ -50,7 +50,7 @@ def test_a_missing_field_is_named() -> None:
 
 def test_batch_size_is_auto_or_a_number() -> None:
     assert ExtractConfig.build({"manifest": "m", "store": "s", "batch_size": "8"}, where="").batch_size == 8
-    with pytest.raises(ConfigError, match="batch-size: expected 'auto' or a valid integer.*found 'many'"):
+    with pytest.raises(ConfigError, match=r"batch-size: expected 'auto' or a valid integer.*found 'many'"):
         ExtractConfig.build({"manifest": "m", "store": "s", "batch_size": "many"}, where="")
 
 
