@@ -11,6 +11,7 @@ reported rows are only ever predicted.
 
 from __future__ import annotations
 
+import re
 import time
 import warnings as python_warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from data.errors import LeakageError
 from data.progress import Progress, Silent
 from data.sources import read_manifest
 from data.split import make_folds
-from data.task import count_classes, encode_targets, read_task
+from data.task import Task, count_classes, encode_targets, read_task
 from featurestore.store import FeatureStore
 from heads.artifact import save_bundle
 from heads.base import Head, HeadWarning
@@ -138,7 +139,7 @@ def fit_and_predict(config: FitConfig, data: Labelled, progress: Progress) -> Fi
     progress.stage(f"fitting {config.head}", len(fitted_on) + 1)
     heads: list[Head] = []
     remarks = list(folds.warnings)
-    with _remarks(remarks):
+    with _remarks(remarks, data.task):
         uses_torch = head_class(config.head, data.task.kind).uses_torch
         started = time.perf_counter()
         for head in side_by_side(partial(fit_rows, config, data), [*fitted_on, final], torch_threads=uses_torch):
@@ -314,13 +315,18 @@ def counts(data: Labelled) -> dict[str, Any]:
 
 
 @contextmanager
-def _remarks(remarks: list[str]) -> Iterator[None]:
-    """Collect what heads warn about, each remark once, instead of printing it."""
+def _remarks(remarks: list[str], task: Task) -> Iterator[None]:
+    """Collect what heads warn about, each remark once and with the target's name, instead of printing it."""
     with python_warnings.catch_warnings(record=True) as caught:
         python_warnings.simplefilter("always", HeadWarning)
         yield
     for warning in caught:
         if not issubclass(warning.category, HeadWarning):
             python_warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        elif str(warning.message) not in remarks:
-            remarks.append(str(warning.message))
+            continue
+        # A head knows its targets by number only.
+        remark = re.sub(
+            r"\btarget (\d+)\b", lambda found: f"target {task.outputs[int(found[1])]}", str(warning.message)
+        )
+        if remark not in remarks:
+            remarks.append(remark)
