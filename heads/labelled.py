@@ -164,7 +164,8 @@ def label(
 
 
 def _group_names(manifest: Manifest) -> list[str]:
-    column = manifest.role("group")
+    """Return what must not straddle splits: the group column, else the bag column, else nothing."""
+    column = manifest.role("group") or manifest.role("bag")
     return [""] * len(manifest) if column is None else [name or "" for name in column]
 
 
