@@ -141,7 +141,7 @@ def confusion(path: Path, counts: Sequence[Sequence[int]], classes: Sequence[str
                 ax.text(
                     column, row, f"{n}{percent}", ha="center", va="center", color=color, fontsize=9 if k <= 8 else 7.5
                 )
-        ax.set(xlabel="Predicted", ylabel="True", title="Confusion matrix (share of the true class)")
+        ax.set(xlabel="Predicted (share of the true class)", ylabel="True", title="Confusion matrix")
         if k > 12:  # too many for a percentage in each cell
             drawn.colorbar(image, ax=ax, shrink=0.7, aspect=24, ticks=[0, 0.5, 1], format="{x:.0%}")
 

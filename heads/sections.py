@@ -74,10 +74,16 @@ def sentence(record: RunRecord) -> str:
     folds = record.config.get("folds")
     how = f"{folds}-fold cross-validation" if folds else "cross-validation"
     judged_on = f"{how} and {' and '.join(judged)} it never saw" if judged else how
+    refit = ""
+    if "val" in record.metrics and record.config.get("refit") == "train+val":
+        refit = (
+            " The kept head was fitted on the validation samples as well and judged the test samples only; "
+            "the validation samples were judged by a head that had not seen them."
+        )
     return (
         f"A {record.head['name']} head learned {aim} from {dims:,} frozen features of "
         f"{' and '.join(block['encoder'] for block in record.inputs)}, on {train['samples']:,} samples"
-        f" of {train['groups']:,} groups. It was judged by {judged_on}."
+        f" of {train['groups']:,} groups. It was judged by {judged_on}.{refit}"
     )
 
 
