@@ -31,7 +31,7 @@ from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.errors import FeaturesMissing
 from featurestore.features import Features
 from featurestore.ledger import Ledger
-from featurestore.pipeline import Encoded, Pipeline
+from featurestore.pipeline import Encoded, Pipeline, one_thread_each
 from featurestore.plan import Plan, Shard, make_plan
 from featurestore.spec import Precision
 from featurestore.store import FeatureStore
@@ -258,7 +258,7 @@ def automatic_batch_size(modality: str, device: str) -> int:
     tenth of its memory holds at a generous 40 MB per sample, and batches that do not fit are split.
     """
     if not device.startswith("cuda"):
-        return 8 if modality == "image" else 32
+        return 8 if modality == "image" else 16
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
@@ -320,7 +320,8 @@ def library_versions() -> dict[str, str]:
 def _guard_canary(job: Job) -> None:
     """Compare the encoder with the one that wrote the stored rows; the first writer leaves its vectors."""
     assert job.features is not None
-    vectors = fidelity.canary_vectors(job.encoder)
+    with one_thread_each(job.streams):  # as the rows are computed
+        vectors = fidelity.canary_vectors(job.encoder)
     if not job.features.set_probe(vectors):
         fidelity.refuse_drift(job.features.check_probe(vectors), name=job.name)
 

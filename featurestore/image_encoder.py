@@ -33,6 +33,8 @@ class ImageEncoder:
         From normalised images, float32 of shape (n, 3, h, w), to embeddings of shape (n, dim).
     reference_transform
         The library's own transform, from an RGB PIL image to a float32 tensor of shape (3, h, w).
+    reference_compute
+        The library's own forward pass, where `compute` is a faster one; None: `compute` is the library's own.
     device
         A torch device.
     channels_last
@@ -49,12 +51,14 @@ class ImageEncoder:
         transform: ImageTransform,
         compute: Callable[[Tensor], Tensor],
         reference_transform: Callable[[Image.Image], Tensor],
+        reference_compute: Callable[[Tensor], Tensor] | None = None,
         device: str,
         channels_last: bool = False,
     ) -> None:
         self.spec = spec
         self.transform = transform
         self._forward = Forward(compute, device=device, precision=spec.precision)
+        self._reference = Forward(reference_compute or compute, device=device, precision="fp32")
         self._reference_transform = reference_transform
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._exact = spec.precision == "fp32"
@@ -89,7 +93,7 @@ class ImageEncoder:
 
     def encode_reference(self, sources: Sequence[Source]) -> Tensor:
         """Return the embeddings by the library's own transform in fp32, one by one."""
-        return torch.cat([self._forward.reference(self._reference_input(source)) for source in sources])
+        return torch.cat([self._reference(self._reference_input(source)) for source in sources])
 
     def _on_device(self, batch: Tensor | list[Tensor]) -> Tensor:
         device = self._forward.device

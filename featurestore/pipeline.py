@@ -111,7 +111,7 @@ class Pipeline:
         """
         in_flight = self.streams + max(AHEAD, self.streams)
         with (
-            _one_thread_each(self.streams),
+            one_thread_each(self.streams),
             ThreadPoolExecutor(self.workers, thread_name_prefix="read") as readers,
             ThreadPoolExecutor(1, thread_name_prefix="collate") as collator,
             ThreadPoolExecutor(self.streams, thread_name_prefix="encode") as encoders,
@@ -176,8 +176,8 @@ class Pipeline:
 
 
 @contextmanager
-def _one_thread_each(streams: int) -> Iterator[None]:
-    """Let every stream compute with one thread while there are several."""
+def one_thread_each(streams: int) -> Iterator[None]:
+    """Let every batch be computed with one thread if there are several streams."""
     import torch
 
     before = torch.get_num_threads()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from data.digest import digest_json
 from featurestore.encoder import Encoder, EncoderOptions
+from featurestore.encoders._class_token import class_token_only
 from featurestore.encoders._names import ModelName, split_seed, unknown
 from featurestore.encoders._transformers import architecture, require_vocabulary, tokenizer_digest
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
@@ -211,7 +212,7 @@ def _image_encoder(request: _Request, model: Any, options: EncoderOptions) -> Im
     preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
     transform = from_open_clip(preprocess)
     pooling = choose_pooling(options.pooling, _poolings(model.visual), encoder=request.encoder)
-    compute = _native(model) if pooling == "native" else _pooled(model, pooling)
+    whole = _native(model) if pooling == "native" else _pooled(model, pooling)
     spec = EncoderSpec(
         family="open_clip",
         modality="image",
@@ -222,12 +223,13 @@ def _image_encoder(request: _Request, model: Any, options: EncoderOptions) -> Im
         pooling=pooling,
         precision=options.precision,
         dtype=options.dtype,
-        dim=_output_dim(compute, transform.crop or transform.size, options.device),
+        dim=_output_dim(whole, transform.crop or transform.size, options.device),
     )
     return ImageEncoder(
         spec=spec,
         transform=transform,
-        compute=compute,
+        compute=(class_token_only(model.visual) if pooling == "native" else None) or whole,
+        reference_compute=whole,
         reference_transform=image_transform_v2(preprocess, is_train=False),
         device=options.device,
         channels_last=is_convolutional(model.visual),
