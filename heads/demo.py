@@ -28,7 +28,7 @@ from heads.report import write_report
 from heads.table import comparison_table
 
 ENCODER = "offline:efficientnet-lite0"
-HEADS: dict[str, dict[str, int]] = {"linear": {}, "knn": {}, "svm": {}, "mlp": {"members": 2}, "gbm": {"members": 1}}
+HEADS: dict[str, dict[str, int]] = {"linear": {}, "knn": {}, "svm": {}, "mlp": {"members": 1}, "gbm": {"members": 1}}
 """The heads with their parameters; smaller ensembles than the defaults keep the demo short."""
 SIDE = 64
 """Side of the written pictures, to which the 8 x 8 originals are enlarged."""
