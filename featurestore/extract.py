@@ -94,7 +94,9 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
         features = store.open(encoder.spec, name=name, create=create) if store is not None else None
     progress.stage("reading content keys", len(manifest))
     cache = FileCache(store.files_cache if store else None)
-    keys, unreadable = cache.keys(manifest.sources, workers=workers, progress=progress.advance)
+    keys, problems = cache.keys(manifest.sources, workers=workers, progress=progress.advance)
+    # An empty cell is a sample without this modality, counted as absent: no failure that a retry could mend.
+    unreadable = {i: problem for i, problem in problems.items() if manifest.sources[i] is not None}
     batch_size = (
         automatic_batch_size(manifest.modality, device)
         if config.batch_size == "auto"

@@ -109,6 +109,7 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
     with _store_of(config) as store:
         failures = _encode_missing(config, manifest, bundle, store, progress)
         inputs = _inputs(manifest, bundle, store, progress)
+    failures += _without_content(inputs, failures)
     scores = scores_of(bundle.head, inputs.X, task)
     predicted = answers(scores, task, _thresholds(bundle))
     columns = {"id": list(inputs.manifest.ids)}
@@ -244,6 +245,17 @@ def _encode_missing(
             )
         failures += summary.failures
     return failures
+
+
+def _without_content(inputs: Inputs, failures: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Return the samples that are left out although nothing failed: those with an empty cell."""
+    listed = {failure["id"] for failure in failures}
+    return [
+        {"id": name, "source": "", "kind": "missing", "message": f"{name}: no prediction; {reason}"}
+        for reason, names in inputs.dropped.items()
+        for name in names
+        if name not in listed
+    ]
 
 
 @contextmanager
