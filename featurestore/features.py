@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digest import Keys, canonical_json, digest_json, key_hex
+from featurestore.checksums import check_rows
 from featurestore.errors import FeaturesMissing, FingerprintMismatch, StoreCorrupt
 from featurestore.key_index import KeyIndex
 from featurestore.layout import GroupInfo, check_keys
@@ -142,8 +143,15 @@ class Features:
 
     # Reading ----------------------------------------------------------------
 
-    def take(self, keys: Keys) -> Array:
+    def take(self, keys: Keys, *, checked: bool = False) -> Array:
         """Return embeddings, shape (n, dim), in the order of the keys and in the stored type.
+
+        Parameters
+        ----------
+        keys
+            Content keys of the samples, shape (n, 2).
+        checked
+            Whether to check the checksums of what is read first, at about 4 GB/s.
 
         Raises
         ------
@@ -152,7 +160,10 @@ class Features:
         StoreCorrupt
             If a file of theirs is damaged.
         """
-        return self.take_rows(self._present(keys))
+        rows = self._present(keys)
+        if checked:
+            check_rows(self._values, rows)
+        return self.take_rows(rows)
 
     def take_rows(self, rows: NDArray[np.int64]) -> Array:
         """Return embeddings by row number (from `locate`), shape (n, dim)."""

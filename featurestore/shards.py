@@ -208,13 +208,16 @@ class Shard:
         """The CRC-32C stored behind the table of chunk addresses, which is `index`."""
         return int.from_bytes(self.bytes[-_CRC_BYTES:].tobytes(), "little")
 
+    def chunk(self, number: int) -> tuple[NDArray[np.uint8], int, int]:
+        """Return the bytes of a chunk, the CRC-32C stored behind them and the number of live rows."""
+        start = number * (self.chunk_bytes + _CRC_BYTES)
+        end = start + self.chunk_bytes
+        stored = int.from_bytes(self.bytes[end : end + _CRC_BYTES].tobytes(), "little")
+        return self.bytes[start:end], stored, min(self.chunk_rows, self.rows - number * self.chunk_rows)
+
     def chunks(self) -> Iterator[tuple[NDArray[np.uint8], int, int]]:
-        """Yield the bytes of each chunk, the CRC-32C stored behind them and the number of live rows."""
-        for number in range(len(self._chunks)):
-            start = number * (self.chunk_bytes + _CRC_BYTES)
-            end = start + self.chunk_bytes
-            stored = int.from_bytes(self.bytes[end : end + _CRC_BYTES].tobytes(), "little")
-            yield self.bytes[start:end], stored, min(self.chunk_rows, self.rows - number * self.chunk_rows)
+        """Yield `chunk` of every chunk."""
+        return map(self.chunk, range(len(self._chunks)))
 
     def read(self, start: int, out: Array) -> None:
         """Copy the rows from `start` on into `out`, an array of whole-row voids."""

@@ -149,8 +149,12 @@ def load_inputs(
         keep[list(problem)] = False
     kept = np.flatnonzero(keep)
     if not len(kept):
-        raise FeaturesMissing(f"{manifest.path}: no sample has features of {', '.join(encoders)}")
-    blocks = [each.take(columns[kept]).astype(np.float32) for each, (columns, _) in zip(features, keys, strict=True)]
+        why = "; ".join(f"{reason} ({len(ids)})" for reason, ids in dropped.items())
+        raise FeaturesMissing(f"{manifest.path}: none of {len(manifest)} samples has features of every encoder: {why}")
+    blocks = [
+        each.take(columns[kept], checked=True).astype(np.float32)
+        for each, (columns, _) in zip(features, keys, strict=True)
+    ]
     if normalize == "l2":
         blocks = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in blocks]
     return Inputs(

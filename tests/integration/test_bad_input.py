@@ -50,7 +50,7 @@ def edit(manifest: Path, **changes) -> Path:
 def test_usage(refused) -> None:
     assert "No such command 'extrct'" in refused("extrct")
     assert "No such option: --stor" in refused("extract", "--stor", "x")
-    assert "store is required" in refused("extract", "m.csv")
+    assert "--store is required" in refused("extract", "m.csv")
     assert "manifest is required" in refused("extract", "--store", "s")
 
 
@@ -210,3 +210,56 @@ def test_a_damaged_store_stops_a_fit(frostline, refused, ready, toy, tmp_path) -
     assert str(shard) in message
     assert "store verify" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_flipped_bit_in_the_store_stops_a_fit(refused, ready, toy, tmp_path) -> None:
+    manifest, store = ready
+    (shard,) = [path for path in store.glob("features.zarr/*/*/x/c/**/*") if path.is_file()]
+    content = bytearray(shard.read_bytes())
+    content[3] ^= 1
+    shard.write_bytes(content)
+    message = refused(
+        *("fit-head", manifest, "--store", store, "--encoder", toy, "--target", "label", "--out", tmp_path / "run"),
+        code=4,
+    )
+    assert f"{shard}: the checksum of chunk 0 is wrong" in message
+
+
+def test_a_damaged_list_of_trained_rows_stops_an_evaluation(frostline, refused, ready, toy, tmp_path) -> None:
+    manifest, store = ready
+    run = tmp_path / "run"
+    fitted = frostline(
+        *("fit-head", manifest, "--store", store, "--encoder", toy, "--target", "label", "--folds", 2, "--out", run)
+    )
+    assert fitted.code == 0, fitted.err
+    for content in ("", "id,key\n", "id,key\na\n", "id,key\na,xyz\n"):
+        (run / "trained.csv").write_text(content)
+        assert "trained.csv: damaged" in refused("evaluate", run, manifest, "--store", store)
+
+
+def test_without_a_command_the_help_is_shown(frostline) -> None:
+    for arguments in ((), ("store",)):
+        result = frostline(*arguments)
+        assert result.code == 2
+        assert result.err.startswith("Usage: frostline")
+        assert "Commands:\n" in result.err
+
+
+def test_predictions_and_reports_name_their_option(refused, frostline, ready, toy, tmp_path) -> None:
+    manifest, store = ready
+    run = tmp_path / "run"
+    assert (
+        frostline(
+            *("fit-head", manifest, "--store", store, "--encoder", toy, "--target", "label", "--folds", 2, "--out", run)
+        ).code
+        == 0
+    )
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert f"--out {blocked}/page.html: cannot be written" in refused("report", run, "--out", blocked / "page.html")
+    table = blocked / "predictions.csv"
+    assert f"--out {table}: cannot be written" in refused("predict", run, manifest, "--store", store, "--out", table)
+    assert "--threshold 0.3: expected youden" in refused(
+        *("fit-head", manifest, "--store", store, "--encoder", toy, "--target", "label"),
+        *("--threshold", "0.3", "--out", tmp_path / "other"),
+    )
