@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.files import whole_text_file
 from data.task import Task
 from heads.comparison import comparison
 from heads.errors import RunError
@@ -61,10 +62,10 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     runs = [_Run(folder, RunRecord.read(folder), f"run-{i}") for i, folder in enumerate(run_dirs, start=1)]
     title, body = _single(runs[0]) if len(runs) == 1 else _several(runs)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(document(title, body), encoding="utf-8")
+        with whole_text_file(out) as file:
+            file.write(document(title, body))
     except OSError as error:
-        raise RunError(f"{out}: cannot be written: {error.strerror or error}") from error
+        raise RunError(f"--out {out}: cannot be written: {error.strerror or error}") from error
     return out
 
 

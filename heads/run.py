@@ -29,6 +29,7 @@ import yaml
 from numpy.typing import NDArray
 
 from data.config import Config
+from data.files import whole_text_file
 from data.task import Task
 from heads.errors import RunError
 
@@ -68,8 +69,12 @@ def new_run(out: Path, *, overwrite: bool) -> Iterator[Path]:
             out.rename(replaced)
         partial.rename(out)
         shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        raise RunError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+    except (OSError, RunError) as error:
+        # Whoever writes a file inside names it by its place aside, which the user never chose.
+        refused = error.__cause__ if isinstance(error, RunError) else error
+        if not isinstance(refused, OSError):
+            raise
+        raise RunError(f"--out {out}: cannot be written: {refused.strerror or refused}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -129,14 +134,20 @@ def read_trained(run: Path) -> frozenset[bytes]:
     """
     try:
         with (run / TRAINED).open(newline="", encoding="utf-8") as file:
-            return frozenset(bytes.fromhex(row["key"]) for row in csv.DictReader(file))
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise RunError(f"{run / TRAINED}: cannot be read as the list of trained rows: {error}") from error
+            trained = frozenset(bytes.fromhex(row["key"]) for row in csv.DictReader(file))
+    except OSError as error:
+        raise RunError(f"{run / TRAINED}: cannot be read: {error.strerror or error}; fit the head again") from error
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise RunError(f"{run / TRAINED}: damaged, not a list of trained rows; fit the head again") from error
+    # Without it no row would count as trained on, and the check for leakage would pass whatever is evaluated.
+    if not trained:
+        raise RunError(f"{run / TRAINED}: damaged, it lists no row; fit the head again")
+    return trained
 
 
 def write_table(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
-    """Write named columns as a CSV file."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    """Write named columns as a CSV file, whole or not at all."""
+    with whole_text_file(path) as file:
         table = csv.writer(file)
         table.writerow(columns)
         table.writerows(zip(*columns.values(), strict=True))
