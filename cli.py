@@ -397,7 +397,10 @@ def run(arguments: Sequence[str]) -> int:
         _say(f"frostline: error: {' '.join(str(error).split())}")
         return error.exit_code
     except typer.TyperException as error:
-        _say(f"frostline: error: {' '.join(error.format_message().split())} Try --help.")
+        message = error.format_message()
+        # A group that is called without a command answers with its help.
+        is_help = message.startswith("Usage:")
+        _say(message if is_help else f"frostline: error: {' '.join(message.split())} Try --help.")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         _say("frostline: interrupted")

@@ -81,26 +81,34 @@ class Config(BaseModel):
         try:
             return cls(**named)
         except ValidationError as error:
-            raise ConfigError(f"{where}: {_explain(error)}") from error
+            raise ConfigError(f"{where}: {_explain(error, cls)}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON-ready values that `build` accepts again."""
         return self.model_dump(mode="json")
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, config: type[Config]) -> str:
     """Say in one line what the first wrong field expected and found; a union's alternatives are joined."""
     first = error.errors()[0]
-    field = str(first["loc"][0]) if first["loc"] else "configuration"
-    option = field.replace("_", "-")
+    field = str(first["loc"][0])
+    extra = config.model_fields[field].json_schema_extra
+    option = field if isinstance(extra, dict) and "positional" in extra else "--" + field.replace("_", "-")
     if first["type"] == "missing":
         return f"{option} is required"
-    expected = [
-        each["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        for each in error.errors()
-        if each["loc"][:1] == first["loc"][:1]
-    ]
+    if first["type"] == "value_error":
+        return f"{option}: {first['ctx']['error']}"
+    expected = [_expected(each["type"], each["msg"]) for each in error.errors() if each["loc"][:1] == first["loc"][:1]]
     return f"{option}: expected {' or '.join(dict.fromkeys(expected))}, found {first['input']!r}"
+
+
+def _expected(kind: str, message: str) -> str:
+    """Return what pydantic expected, in a user's words."""
+    if kind in ("int_parsing", "int_type", "int_from_float"):
+        return "a whole number"
+    if kind in ("float_parsing", "float_type"):
+        return "a number"
+    return message.removeprefix("Input should be ").removeprefix("Value error, ")
 
 
 class ManifestConfig(Config):

@@ -53,7 +53,7 @@ class Folds:
     warnings: tuple[str, ...] = ()
 
 
-def parse_split(column: Column, *, rows: Sequence[int] = ()) -> NDArray[np.str_]:
+def parse_split(column: Column, *, rows: Sequence[int] = (), where: str = "split column") -> NDArray[np.str_]:
     """Return ``train``, ``val``, ``test`` or an empty text (not used) for each cell of a split column.
 
     Parameters
@@ -62,6 +62,8 @@ def parse_split(column: Column, *, rows: Sequence[int] = ()) -> NDArray[np.str_]
         The cells; any of `SPLIT_NAMES` in any letter case, or None.
     rows
         The row of each cell in its file, for messages; by default counted from 1.
+    where
+        The column in words, for messages.
 
     Raises
     ------
@@ -73,11 +75,11 @@ def parse_split(column: Column, *, rows: Sequence[int] = ()) -> NDArray[np.str_]
     if unknown:
         at = unknown[0]
         raise SplitError(
-            f"split column, row {rows[at] if rows else at + 1}: {column[at]!r} is no split ({len(unknown)} such rows); "
+            f"{where}, row {rows[at] if rows else at + 1}: {column[at]!r} is no split ({len(unknown)} such rows); "
             f"expected one of {', '.join(SPLIT_NAMES)}, or an empty cell for a row that is not used"
         )
     if not any(names):
-        raise SplitError(f"split column: all {len(column)} cells are empty; expected {', '.join(SPLIT_NAMES)}")
+        raise SplitError(f"{where}: all {len(column)} cells are empty; expected {', '.join(SPLIT_NAMES)}")
     return np.array(names, dtype="<U5")
 
 
@@ -120,7 +122,7 @@ def make_folds(
     if n_labelled < n_folds:
         raise SplitError(
             f"{n_folds} folds asked for, but there are only {n_labelled} groups with a label ({len(y)} rows); "
-            f"use at most --folds {n_labelled}" + ("" if n_labelled >= 2 else ", and check the group column")
+            + (f"use at most --folds {n_labelled}" if n_labelled >= 2 else "check the group column and the labels")
         )
     parts = _deal(strata, members, n_groups, np.full(n_folds, 1 / n_folds), seed)
     return Folds(parts[members], _scarce(strata, members, n_folds, classes))

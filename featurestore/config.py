@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from data.config import ManifestConfig
 
@@ -18,7 +18,7 @@ class ExtractConfig(ManifestConfig):
         default=None, description="encoder id or alias; default: the offline encoder of the modality"
     )
     pooling: str = Field(default="auto", description="how tokens become one vector: auto, cls, mean or max")
-    batch_size: Literal["auto"] | int = Field(default="auto", description="samples per batch")
+    batch_size: Literal["auto"] | PositiveInt = Field(default="auto", description="samples per batch")
     device: str = Field(default="auto", description="where the encoder runs: auto, cpu, cuda or cuda:<i>")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         default="auto",
@@ -27,7 +27,7 @@ class ExtractConfig(ManifestConfig):
     dtype: Literal["auto", "float16", "float32"] = Field(
         default="auto", description="stored type; auto: float32 for fp32, else float16"
     )
-    workers: Literal["auto"] | int = Field(default="auto", description="threads that decode")
+    workers: Literal["auto"] | PositiveInt = Field(default="auto", description="threads that decode")
     limit: int | None = Field(default=None, ge=1, description="only the first N samples")
     shard: str = Field(
         default="0/1", description="this process takes part i of n, written i/n, of the batches; all fill one store"

@@ -94,7 +94,7 @@ def export_hdf5(groups: Sequence[Features], path: Path) -> Path:
     if path.exists():
         raise FeatureFileError(f"{path}: exists already and is not overwritten; name another file")
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    with writing(path):
+    with writing(path, remedy="free space or choose another --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with h5py.File(aside, "x") as file:

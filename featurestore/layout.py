@@ -43,11 +43,12 @@ FILES = "files.sqlite"
 KeyedBy = Literal["content", "id"]
 
 _GROUP = re.compile(r".+-[0-9a-f]{12}")
+_REMEDY = "free space or choose another --store (what was committed before is intact)"
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, *, remedy: str = _REMEDY) -> Iterator[None]:
     """Turn the system's refusal to write into one line of `StoreUnwritable`."""
     try:
         yield
@@ -55,10 +56,7 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno not in _CANNOT_WRITE:
             raise
         reason = os.strerror(error.errno or 0)
-        raise StoreUnwritable(
-            f"{error.filename or path}: {reason}; free space or choose another --store "
-            "(what was committed before is intact)"
-        ) from error
+        raise StoreUnwritable(f"{path}: {reason}; {remedy}") from error
 
 
 def write_group(directory: Path, attributes: Mapping[str, Any], *, durable: bool = True) -> None:

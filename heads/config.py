@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from data.config import Config, ManifestConfig, Many, Names, Settings, positional
 
@@ -76,6 +76,6 @@ class PredictConfig(Config):
     input: str | None = Field(default=None, description="column to encode")
     id: str | None = Field(default=None, description="column of unique sample names")
     device: str = Field(default="auto", description="where the encoder runs: auto, cpu, cuda or cuda:<i>")
-    batch_size: Literal["auto"] | int = Field(default="auto", description="samples per batch")
-    workers: Literal["auto"] | int = Field(default="auto", description="threads that decode")
+    batch_size: Literal["auto"] | PositiveInt = Field(default="auto", description="samples per batch")
+    workers: Literal["auto"] | PositiveInt = Field(default="auto", description="threads that decode")
     trust_remote_code: bool = Field(default=False, description="run code that comes with a checkpoint")

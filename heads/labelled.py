@@ -132,7 +132,10 @@ def label(
     """
     manifest = inputs.manifest
     column = manifest.role("split")
-    split = parse_split(column, rows=manifest.rows) if column is not None else np.full(len(manifest), "train")
+    where = f"{manifest.path}, split column {manifest.roles.get('split')!r}"
+    split = (
+        parse_split(column, rows=manifest.rows, where=where) if column is not None else np.full(len(manifest), "train")
+    )
     unlabelled = ~labelled(y)
     unassigned = (split == "") & ~unlabelled
     dropped = dict(inputs.dropped)

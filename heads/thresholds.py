@@ -57,8 +57,10 @@ def parse_rule(text: str) -> tuple[Rule, float | None]:
     try:
         at = float(reach) if reach else None
     except ValueError:
-        raise HeadError(f"threshold {text!r}: expected a number after '=', got {reach!r}") from None
+        raise HeadError(f"--threshold {text}: expected a number after '=', found {reach!r}") from None
     rule = "half" if name.strip() == "0.5" else name.strip()
+    if rule not in get_args(Rule):
+        raise HeadError(f"--threshold {text}: expected youden, gmean, 0.5, sensitivity=<value> or specificity=<value>")
     _check_rule(rule, at)
     return cast("Rule", rule), at
 
@@ -153,7 +155,9 @@ def _check_rule(rule: str, at: float | None) -> None:
         raise HeadError(f"threshold rule {rule!r}: {did_you_mean(rule, get_args(Rule))}")
     if rule in ("sensitivity", "specificity"):
         if at is None or not 0 < at <= 1:
-            raise HeadError(f"threshold rule {rule!r} needs the value to reach, 0 < at <= 1, got {at}")
+            raise HeadError(
+                f"threshold rule {rule!r} needs the value to reach, such as {rule}=0.9 (0 < value <= 1), found {at}"
+            )
     elif at is not None:
         raise HeadError(f"threshold rule {rule!r} takes no value to reach, got {at}")
 

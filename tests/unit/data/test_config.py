@@ -29,11 +29,11 @@ def test_a_configuration_survives_being_written_and_read_back() -> None:
     ("change", "message"),
     [
         ({"fold": 5}, "unknown key 'fold'; did you mean 'folds'?"),
-        ({"folds": "five"}, "folds: expected a valid integer.*found 'five'"),
-        ({"folds": 1}, "folds: expected greater than or equal to 2, found 1"),
-        ({"kind": "binry"}, "kind: expected 'auto', 'binary'.*found 'binry'"),
-        ({"set": ["C"]}, "set: expected .*key=value.*found"),
-        ({"target": None}, "target: expected .*found None"),
+        ({"folds": "five"}, "--folds: expected a whole number, found 'five'"),
+        ({"folds": 1}, "--folds: expected greater than or equal to 2, found 1"),
+        ({"kind": "binry"}, "--kind: expected 'auto', 'binary'.*found 'binry'"),
+        ({"set": ["C"]}, "--set: expected key=value, such as C=0.1, found 'C'$"),
+        ({"target": None}, "--target: expected .*found None"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(change: dict[str, object], message: str) -> None:
@@ -44,14 +44,21 @@ def test_what_is_wrong_is_said_in_one_line(change: dict[str, object], message: s
 
 
 def test_a_missing_field_is_named() -> None:
-    with pytest.raises(ConfigError, match="store is required"):
+    with pytest.raises(ConfigError, match="--store is required"):
         ExtractConfig.build({"manifest": "m.csv"}, where="frostline extract")
 
 
 def test_batch_size_is_auto_or_a_number() -> None:
     assert ExtractConfig.build({"manifest": "m", "store": "s", "batch_size": "8"}, where="").batch_size == 8
-    with pytest.raises(ConfigError, match=r"batch-size: expected 'auto' or a valid integer.*found 'many'"):
+    with pytest.raises(ConfigError, match=r"--batch-size: expected 'auto' or a whole number, found 'many'"):
         ExtractConfig.build({"manifest": "m", "store": "s", "batch_size": "many"}, where="")
+    with pytest.raises(ConfigError, match=r"--batch-size: expected 'auto' or greater than 0, found '0'"):
+        ExtractConfig.build({"manifest": "m", "store": "s", "batch_size": "0"}, where="")
+
+
+def test_an_argument_without_a_flag_is_named_as_it_is() -> None:
+    with pytest.raises(ConfigError, match=r"^frostline extract: manifest is required$"):
+        ExtractConfig.build({"store": "s"}, where="frostline extract")
 
 
 @pytest.mark.parametrize(
