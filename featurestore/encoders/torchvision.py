@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from typing import Any
 
 from torch import Tensor, nn
@@ -117,7 +119,9 @@ def _build(encoder: str, parsed: ModelName, weights: Any) -> tuple[nn.Module, in
 
 def _published_model(encoder: str, parsed: ModelName, weights: Any) -> nn.Module:
     try:
-        model: nn.Module = models.get_model(parsed.model, weights=weights)
+        # A download announces itself on stdout, which belongs to our results, and draws a bar of its own.
+        with redirect_stdout(io.StringIO()):
+            model: nn.Module = models.get_model(parsed.model, weights=weights, progress=False)
     except (OSError, RuntimeError) as error:
         raise WeightsUnavailable(
             f"{encoder}: {weights.url} is neither in the cache of torch.hub nor reachable ({first_line(error)}). Run "
