@@ -380,8 +380,24 @@ def _stop_on_signal() -> Iterator[Callable[[], int | None]]:
 # ------------------------------------------------------------------ entry
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C or SIGTERM: unwinds like an error, so that nothing half-written stays behind."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise _Interrupted(number)
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A shell that starts a job in the background may have asked it to ignore Ctrl-C.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -402,9 +418,9 @@ def run(arguments: Sequence[str]) -> int:
         is_help = message.startswith("Usage:")
         _say(message if is_help else f"frostline: error: {' '.join(message.split())} Try --help.")
         return 2
-    except (KeyboardInterrupt, typer.Abort):
+    except _Interrupted as interrupted:
         _say("frostline: interrupted")
-        return 128 + signal.SIGINT
+        return 128 + interrupted.number
     except BrokenPipeError:
         # The reader of our output went away; point stdout elsewhere, so that the interpreter can close it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

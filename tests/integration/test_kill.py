@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+
+import cli
+from heads.run import new_run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "crash" / "kill_and_resume.py"
 
@@ -35,6 +39,32 @@ def test_three_kills_leave_the_values_of_an_uninterrupted_run(harness) -> None:
     assert result["stored"] == result["samples"] == 150
     assert result["stores_that_lost_rows"] == 0
     assert result["equal_bytes"] is True
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_fit_without_leftovers(tmp_path, monkeypatch, capsys, number: int, code: int) -> None:
+    out = tmp_path / "run"
+
+    def fit(*_: object, **__: object) -> None:
+        with new_run(out, overwrite=False):
+            os.kill(os.getpid(), number)
+
+    options = {"--store": "s", "--encoder": "e", "--target": "y", "--out": str(out)}
+    monkeypatch.setattr("heads.fit.fit", fit)
+    monkeypatch.setattr(
+        "sys.argv", ["frostline", "fit-head", "m.csv", *(text for pair in options.items() for text in pair)]
+    )
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert stopped.value.code == code
+    assert capsys.readouterr().err.splitlines()[-1] == "frostline: interrupted"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
