@@ -21,6 +21,7 @@ from data.errors import ConfigError, LeakageError, SplitError
 from data.manifest import Manifest
 from data.progress import Progress, Silent
 from data.sources import read_manifest
+from data.tables import READERS
 from data.task import Task, encode_targets
 from featurestore.config import ExtractConfig
 from featurestore.errors import FingerprintMismatch
@@ -105,7 +106,7 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
         raise ConfigError(f"--out {config.out}: expected a file to write, found a directory")
     bundle = load_bundle(config.run / "head")
     task = Task.from_dict(bundle.task)
-    manifest = read_manifest(config.manifest, input=config.input, id=config.id)
+    manifest = read_manifest(config.manifest, input=_input_of(config), id=config.id)
     with _store_of(config) as store:
         failures = _encode_missing(config, manifest, bundle, store, progress)
         inputs = _inputs(manifest, bundle, store, progress)
@@ -266,6 +267,14 @@ def _store_of(config: PredictConfig) -> Iterator[FeatureStore]:
         return
     with tempfile.TemporaryDirectory(prefix="frostline-predict-") as folder:
         yield FeatureStore(Path(folder), create=True)
+
+
+def _input_of(config: PredictConfig) -> str | None:
+    """Return the column to encode: as asked, else the run's own where the input is a table; a folder has but one."""
+    if config.input is not None or config.manifest.suffix.lower() not in READERS:
+        return config.input
+    own: str | None = RunRecord.read(config.run).config.get("input")
+    return own
 
 
 def _thresholds(bundle: Bundle) -> Sequence[float] | float:

@@ -204,3 +204,21 @@ def test_leakage_is_refused_named_and_allowed_with_a_warning(fitted, frostline, 
     assert allowed.code == 0, allowed.err
     assert any("leak" in warning for warning in allowed.json["warnings"])
     assert "leak" in (run / "report.html").read_text()
+
+
+def test_predict_reads_the_column_that_the_head_was_fitted_on(fitted, frostline, tmp_path) -> None:
+    _, _, manifest, store = fitted()
+    rows = rows_of(manifest)
+    both = manifest.with_name("both.csv")
+    with both.open("w", newline="") as file:
+        table = csv.DictWriter(file, fieldnames=[*rows[0], "text"])
+        table.writeheader()
+        table.writerows({**row, "text": f"note {i}"} for i, row in enumerate(rows))
+    run = tmp_path / "both"
+    encoder = json.loads(frostline("store", "ls", store, "--json").out)[0]["names"][0]
+    command = ["fit-head", both, "--store", store, "--encoder", encoder, "--target", "label", "--folds", 2]
+    assert "name one with --input" in frostline(*command, "--out", run).error
+    assert frostline(*command, "--input", "path", "--out", run).code == 0
+    result = frostline("predict", run, both, "--store", store, "--out", tmp_path / "p.csv")
+    assert result.code == 0, result.err
+    assert len(rows_of(tmp_path / "p.csv")) == len(rows)
