@@ -273,7 +273,9 @@ def store_verify(
 @store_app.command("gc")
 def store_gc(
     store: StorePath,
-    older_than_hours: Annotated[float, typer.Option("--older-than", help="Only files older than this, hours.")] = 24,
+    older_than_hours: Annotated[
+        float, typer.Option("--older-than", min=0, help="Only files older than this, hours.")
+    ] = 24,
     delete: Annotated[bool, typer.Option("--delete", help="Delete; without it, only list.")] = False,
     as_json: Json = False,
 ) -> None:

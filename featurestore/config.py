@@ -15,7 +15,7 @@ class ExtractConfig(ManifestConfig):
 
     store: Path = Field(description="the feature store, a directory; made if it does not exist")
     encoder: str | None = Field(
-        default=None, description="encoder id or alias; default: the offline encoder of the modality"
+        default=None, min_length=1, description="encoder id or alias; default: the offline encoder of the modality"
     )
     pooling: str = Field(default="auto", description="how tokens become one vector: auto, cls, mean or max")
     batch_size: Literal["auto"] | PositiveInt = Field(default="auto", description="samples per batch")

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digest import digest_json, key_hex
-from data.errors import LeakageError
+from data.errors import LeakageError, SplitError
 from data.progress import Progress, Silent
 from data.sources import read_manifest
 from data.split import make_folds
@@ -101,7 +101,7 @@ def fit(config: FitConfig, *, command: str = "", progress: Progress | None = Non
     started = time.perf_counter()
     with new_run(config.out, overwrite=config.overwrite) as folder:
         data = load(config, progress)
-        remarks = [*data.manifest.remarks, *gate(data, allow=config.allow_leakage)]
+        remarks = [*data.manifest.remarks, *_unused_split(config, data), *gate(data, allow=config.allow_leakage)]
         fitted = fit_and_predict(config, data, progress)
         thresholds = choose_thresholds(
             data.task, data.y[fitted.judged[0].rows], fitted.judged[0].scores, rule=config.threshold
@@ -133,6 +133,7 @@ def fit_and_predict(config: FitConfig, data: Labelled, progress: Progress) -> Fi
     folds = make_folds(
         data.y[train], data.task.kind, data.groups[train], config.folds, config.seed, classes=data.task.classes
     )
+    _refuse_one_class(data, train, folds.assignment)
     final = np.sort(np.concatenate([train, val])) if config.refit == "train+val" else train
     # What each head is fitted on; with val rows in the final fit, one more head judges these.
     fitted_on = [train[folds.assignment != k] for k in range(config.folds)] + [train] * (len(final) > len(train))
@@ -282,6 +283,36 @@ def predictions(data: Labelled, judged: Sequence[Judged], thresholds: Sequence[f
         for name, values in columns.items():
             table.setdefault(name, []).extend(values)
     return table
+
+
+def _unused_split(config: FitConfig, data: Labelled) -> list[str]:
+    """Remark on a split column that nobody asked for."""
+    if config.split is not None or "split" not in data.manifest.columns:
+        return []
+    return [
+        "the column 'split' is not used and all rows are cross-validated; to judge its test rows, add --split split"
+    ]
+
+
+def _refuse_one_class(data: Labelled, train: NDArray[np.int64], folds: NDArray[np.int64]) -> None:
+    """Refuse folds that leave a head one class to learn from, before any head is fitted.
+
+    Raises
+    ------
+    SplitError
+        If all rows outside a fold are of one class.
+    """
+    if data.task.kind not in ("binary", "multiclass"):
+        return
+    codes = data.y[train]
+    for fold in np.unique(folds):
+        outside = np.unique(codes[folds != fold])
+        if len(outside) == 1:
+            raise SplitError(
+                f"{data.manifest.path}: all training rows outside fold {fold} are {data.task.classes[outside[0]]!r}: "
+                f"those of every other class are in one group; cross-validation needs each class in at least 2 groups, "
+                f"so check the group column, or collect more"
+            )
 
 
 def _values(thresholds: Mapping[str, Threshold]) -> list[float]:

@@ -100,6 +100,15 @@ def test_labels(refused, ready, toy, tmp_path) -> None:
     assert "groups" in fit(edit(manifest, patient=lambda i, row: f"p{i % 2}"), "--group", "patient")
 
 
+def test_a_class_in_one_group_cannot_be_cross_validated(refused, ready, toy, tmp_path) -> None:
+    manifest, store = ready
+    changes = {"label": lambda i, row: "rare" if i < 3 else "common", "patient": lambda i, row: f"p{i // 3}"}
+    base = ("--store", store, "--encoder", toy, "--target", "label", "--group", "patient", "--out", tmp_path / "run")
+    message = refused("fit-head", edit(manifest, **changes), *base)
+    assert "are 'common'" in message
+    assert "at least 2 groups" in message
+
+
 def test_missing_labels_are_dropped_and_counted(frostline, ready, toy, tmp_path) -> None:
     manifest, store = ready
     some = edit(manifest, label=lambda i, row: "" if i < 5 else row["label"])
