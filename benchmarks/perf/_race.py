@@ -87,5 +87,5 @@ def report(
         for result in results:
             bound = "" if result.limit is None else f"{'>=' if result.at_least else '<='} {result.limit:g}"
             verdict = "" if result.limit is None else "PASS" if result.passed else "FAIL"
-            print(f"{result.name:44} {result.value:8.3g} {result.unit:12} {bound:>8}  {verdict}")
+            print(f"{result.name:44} {result.value:8.4g} {result.unit:12} {bound:>8}  {verdict}")
     return 0 if all(result.passed for result in results) else 1

@@ -1,6 +1,6 @@
 """Texts of very different lengths through a DistilBERT: sorted by length, against padded to the longest possible.
 
-``python benchmarks/perf/bench_text.py [--samples 64] [--rounds 3] [--json]``
+``python benchmarks/perf/bench_text.py [--samples 128] [--rounds 3] [--json]``
 
 padded
     Batches in the order of the input, each padded to 512 tokens; fp32, inference_mode.
@@ -132,7 +132,7 @@ class Contest:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, help="of both; that of extract by default")
     parser.add_argument("--json", action="store_true")
