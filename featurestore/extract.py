@@ -31,7 +31,7 @@ from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.errors import FeaturesMissing
 from featurestore.features import Features
 from featurestore.ledger import Ledger
-from featurestore.pipeline import Encoded, Pipeline, one_thread_each
+from featurestore.pipeline import Encoded, Pipeline
 from featurestore.plan import Plan, Shard, make_plan
 from featurestore.spec import Precision
 from featurestore.store import FeatureStore
@@ -169,16 +169,13 @@ def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda
     pipeline = Pipeline(job.encoder, job.workers, job.streams)
     encoded, interrupted, measured, started = 0, None, None, time.perf_counter()
     if job.plan.batches:
-        _guard_canary(job)
         progress.stage("encoding", job.plan.missing)
         written_by = _written_by(job)
         with job.features.writer(flush_seconds=job.config.flush_seconds, written_by=written_by) as writer:
             for batch in pipeline.run(job.plan.batches, lambda i: source_at(job.manifest, i)):
                 failures += [_record(job, ledger, i, error) for i, error in batch.failures]
                 if measured is None and batch.positions:
-                    sources = [source_at(job.manifest, i) for i in batch.positions[: fidelity.REFERENCE_SAMPLES]]
-                    with pipeline.device:
-                        measured = fidelity.check_fidelity(job.encoder, sources, batch.vectors, name=job.name)
+                    measured = _guard(job, batch, pipeline)  # while the next batches are being encoded
                     written_by["fidelity"] = measured.to_dict()  # read when the part is committed
                 refused = _store_batch(job, writer, ledger, batch, pipeline)
                 failures += refused
@@ -319,13 +316,19 @@ def library_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-def _guard_canary(job: Job) -> None:
-    """Compare the encoder with the one that wrote the stored rows; the first writer leaves its vectors."""
+def _guard(job: Job, first: Encoded, pipeline: Pipeline) -> fidelity.Fidelity:
+    """Compare the first batch with the library's own output, and the encoder with the one that wrote the stored rows.
+
+    Nothing is stored before. The first writer leaves its canary vectors.
+    """
     assert job.features is not None
-    with one_thread_each(job.streams):  # as the rows are computed
-        vectors = fidelity.canary_vectors(job.encoder)
-    if not job.features.set_probe(vectors):
-        fidelity.refuse_drift(job.features.check_probe(vectors), name=job.name)
+    with pipeline.device:
+        canary = fidelity.canary_vectors(job.encoder)
+        sources = [source_at(job.manifest, i) for i in first.positions]
+        measured = fidelity.check_fidelity(job.encoder, sources, first.vectors, name=job.name)
+    if not job.features.set_probe(canary):
+        fidelity.refuse_drift(job.features.check_probe(canary), name=job.name)
+    return measured
 
 
 def _store_batch(

@@ -1,6 +1,6 @@
 """Extraction of JPEGs through an open_clip ViT-B-32 on the CPU, against what one would write by hand.
 
-``python benchmarks/perf/bench_extract.py [--samples 256] [--rounds 3] [--json]``
+``python benchmarks/perf/bench_extract.py [--samples 512] [--rounds 3] [--json]``
 
 plain loop
     Pillow, the model's own transform, `encode_image` of one image at a time; fp32, no_grad.
@@ -130,7 +130,7 @@ def with_new_store(job: Job, folder: Path) -> Job:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, help="of the bare model and of extract; that of extract by default")
     parser.add_argument("--json", action="store_true")
