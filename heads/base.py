@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -26,7 +27,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, validate_data
 
 from data.task import Kind
+from heads.context import Context
 from heads.errors import HeadError
+from heads.folds import side_by_side
+from heads.many import Job
 from heads.params import ClassWeight, Count, Fraction, NotNegative, Positive, check_params, parse_params
 from heads.search_space import Choice, Range, SearchSpace
 from heads.state import HeadState, is_learned, learned_from, state_of
@@ -36,6 +40,7 @@ __all__ = [
     "Choice",
     "ClassWeight",
     "ClassifierHead",
+    "Context",
     "Count",
     "Floats",
     "Fraction",
@@ -70,12 +75,18 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
         The task kinds that the class can learn.
     uses_torch
         Whether it is fitted with torch.
+    needs_prompts
+        Whether it learns from the prompts of the classes as well, see `heads.context.Context`.
+    accepts_missing
+        Whether a block of features may be missing from a row, where it is NaN throughout.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     kinds: ClassVar[frozenset[Kind]]
     uses_torch: ClassVar[bool] = False
+    needs_prompts: ClassVar[bool] = False
+    accepts_missing: ClassVar[bool] = False
 
     standardize: bool
     kind_: Kind
@@ -90,10 +101,39 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
         """Learn; set attributes whose names end in ``_``."""
 
     @abstractmethod
-    def _training(self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any) -> Training:
+    def _training(
+        self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any, context: Context
+    ) -> Training:
         """Check and encode the targets; set what follows from them."""
 
-    def fit(self, X: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None, groups: Any = None) -> Self:
+    @classmethod
+    def fit_together(
+        cls,
+        jobs: Sequence[Job],
+        X: Any,
+        y: NDArray[Any],
+        *,
+        groups: NDArray[Any] | None = None,
+        context: Context | None = None,
+    ) -> Iterator[Head | HeadError]:
+        """Yield the head of each job, fitted on its rows; a HeadError stands for one that could not be.
+
+        Whoever overrides this shares work between the fits; the fitted heads must not depend on who is
+        fitted beside them beyond rounding.
+        """
+        yield from side_by_side(
+            partial(_fit_job, X=X, y=y, groups=groups, context=context), jobs, torch_threads=cls.uses_torch
+        )
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: Any = None,
+        context: Context | None = None,
+    ) -> Self:
         """Fit the head.
 
         Parameters
@@ -108,12 +148,29 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
             Weights of the rows, shape (n,), not negative.
         groups
             What must not straddle the inner splits that some heads make, shape (n,).
+        context
+            Which columns belong together, and the prompts of the classes.
 
         Raises
         ------
         HeadError
             If a parameter or the data are wrong.
         """
+        training = self._prepare(X, y, sample_weight=sample_weight, groups=groups, context=context)
+        if training.y.size:
+            self._fit(training)
+        return self
+
+    def _prepare(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: Any = None,
+        context: Context | None = None,
+    ) -> Training:
+        """Check everything, and return the training set; `_fit` is all that is left of `fit`."""
         check_params(self)
         if y is None:
             raise HeadError(f"{self.name} requires y to be passed, but the target y is None")
@@ -124,10 +181,17 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
             check_consistent_length(features, y, groups)
         except ValueError as error:
             raise HeadError(str(error)) from error
-        training = self._training(y, features, weight, None if groups is None else np.asarray(groups))
-        if training.y.size:
-            self._fit(training)
-        return self
+        context = self._context(context, features.shape[1])
+        return self._training(y, features, weight, None if groups is None else np.asarray(groups), context)
+
+    def _context(self, context: Context | None, width: int) -> Context:
+        """Return the context, refused where it does not fit the head or the features."""
+        context = context or Context()
+        if context.blocks and sum(context.blocks) != width:
+            raise HeadError(f"{self.name}: blocks of {context.blocks} columns, but X has {width}")
+        if self.needs_prompts and context.prompts is None:
+            raise HeadError(f"{self.name} needs the prompts of the classes, and there are none; give --prompt-encoder")
+        return context
 
     def get_state(self) -> HeadState:
         """Return everything learned: the attributes whose names end in ``_``.
@@ -245,17 +309,21 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
             scores[:, learned] = score(features)
         return scores
 
-    def _training(self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any) -> Training:
+    def _training(
+        self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any, context: Context
+    ) -> Training:
         if np.ndim(np.asarray(y, dtype=object)) == 2:
-            return self._multilabel(y, X, weight, groups)
-        return self._single_label(y, X, weight, groups)
+            return self._multilabel(y, X, weight, groups, context)
+        return self._single_label(y, X, weight, groups, context)
 
     def _learnable(self, kind: Kind) -> Kind:
         if kind not in self.kinds:
             raise HeadError(f"{self.name} does not learn {kind} tasks; it learns {', '.join(sorted(self.kinds))}")
         return kind
 
-    def _single_label(self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any) -> Training:
+    def _single_label(
+        self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any, context: Context
+    ) -> Training:
         labels = np.asarray(y)
         if labels.dtype.kind == "f":
             if np.isinf(labels).any():
@@ -286,9 +354,22 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
             groups=None if groups is None else groups[keep],
             kind=self.kind_,
             classes=len(self.classes_),
+            context=context.of_classes(self._prompt_rows(labels, context)),
         )
 
-    def _multilabel(self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any) -> Training:
+    def _prompt_rows(self, labels: NDArray[Any], context: Context) -> NDArray[Any]:
+        """Return which prompts belong to the classes learned: labels are the prompts' numbers, or all are present."""
+        if context.prompts is None:
+            return np.arange(0)
+        if labels.dtype.kind in "iu" and labels.min() >= 0 and labels.max() < len(context.prompts):
+            return np.asarray(self.classes_)
+        if len(self.classes_) != len(context.prompts):
+            raise HeadError(f"{self.name}: {len(context.prompts)} prompts for {len(self.classes_)} classes")
+        return np.arange(len(self.classes_))
+
+    def _multilabel(
+        self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any, context: Context
+    ) -> Training:
         self.kind_ = self._learnable("multilabel")
         labels = _numbers(self.name, y)
         observed = ~np.isnan(labels) & (weight[:, None] > 0)
@@ -308,6 +389,8 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
             found = f"all {counts[target]} labels are {int(positives[target] > 0)}" if counts[target] else "no label"
             self._note(f"target {target}: {found} in the training rows, so its prediction is constant")
 
+        if context.prompts is not None and len(context.prompts) != len(alike):
+            raise HeadError(f"{self.name}: {len(context.prompts)} prompts for {len(alike)} targets")
         labels, observed = np.nan_to_num(labels[:, ~alike]), observed[:, ~alike]
         total = observed * weight[:, None]
         if self.class_weight == "balanced":
@@ -322,6 +405,7 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
             groups=None if groups is None else groups[keep],
             kind="multilabel",
             classes=2,
+            context=context.of_classes(~alike),
         )
 
 
@@ -351,7 +435,9 @@ class RegressorHead(RegressorMixin, Head):  # type: ignore[misc]
         values = np.asarray(self._predict(self._features(X)), dtype=np.float64)
         return values if self.n_targets_ else values[:, 0]
 
-    def _training(self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any) -> Training:
+    def _training(
+        self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any, context: Context
+    ) -> Training:
         values = _numbers(self.name, y)
         self.n_targets_ = values.shape[1] if values.ndim == 2 else 0
         values = values.reshape(len(values), -1)
@@ -367,7 +453,19 @@ class RegressorHead(RegressorMixin, Head):  # type: ignore[misc]
             groups=None if groups is None else groups[keep],
             kind="regression",
             classes=0,
+            context=context,
         )
+
+
+def _fit_job(
+    job: Job, *, X: Any, y: NDArray[Any], groups: NDArray[Any] | None, context: Context | None
+) -> Head | HeadError:
+    """Fit one head on its rows, or return why it cannot be."""
+    try:
+        own = None if groups is None else groups[job.rows]
+        return job.head.fit(X[job.rows], y[job.rows], groups=own, context=context)
+    except HeadError as error:
+        return error
 
 
 def _numbers(head: str, y: ArrayLike) -> NDArray[np.float64]:

@@ -17,7 +17,6 @@ import warnings as python_warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,11 @@ from data.task import Task, count_classes, encode_targets, read_task
 from featurestore.store import FeatureStore
 from heads.artifact import save_bundle
 from heads.base import Head, HeadWarning
-from heads.catalog import head_class, make_head
+from heads.catalog import make_head
 from heads.config import FitConfig
-from heads.folds import side_by_side
+from heads.errors import HeadError
 from heads.labelled import Labelled, join_features, label
+from heads.many import Job, fit_many
 from heads.metrics import evaluate
 from heads.record import RunRecord
 from heads.report import write_plots, write_report
@@ -141,9 +141,13 @@ def fit_and_predict(config: FitConfig, data: Labelled, progress: Progress) -> Fi
     heads: list[Head] = []
     remarks = list(folds.warnings)
     with _remarks(remarks, data.task):
-        uses_torch = head_class(config.head, data.task.kind).uses_torch
+        jobs = [
+            Job(make_head(config.head, data.task.kind, config.set, config.seed), rows) for rows in [*fitted_on, final]
+        ]
         started = time.perf_counter()
-        for head in side_by_side(partial(fit_rows, config, data), [*fitted_on, final], torch_threads=uses_torch):
+        for head in fit_many(jobs, data.X, data.y, groups=data.groups, context=data.context):
+            if isinstance(head, HeadError):
+                raise head
             heads.append(head)
             progress.advance()
         seconds = time.perf_counter() - started
@@ -235,12 +239,6 @@ def gate(data: Labelled, *, allow: bool) -> list[str]:
     if not allow:
         raise LeakageError(f"{data.manifest.path}: {data.leakage.message()}")
     return [f"leakage allowed: {data.leakage.message()}"]
-
-
-def fit_rows(config: FitConfig, data: Labelled, rows: NDArray[np.int64]) -> Head:
-    """Fit a new head of the configuration on some rows."""
-    head = make_head(config.head, data.task.kind, config.set, config.seed)
-    return head.fit(data.X[rows], data.y[rows], groups=data.groups[rows])
 
 
 def judge(

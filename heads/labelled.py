@@ -35,6 +35,7 @@ from data.progress import Progress
 from data.split import parse_split
 from data.task import Targets, Task, labelled
 from featurestore.store import FeatureStore
+from heads.context import Context
 from heads.inputs import Block, Inputs, Normalize, find_features, load_inputs
 
 
@@ -60,6 +61,8 @@ class Labelled:
         The group column as text; empty where there is none.
     blocks
         The encoders behind X.
+    context
+        What heads are told of X and the classes beside the rows.
     leakage
         What the given splits share.
     dropped
@@ -75,6 +78,7 @@ class Labelled:
     groups: NDArray[np.int64]
     group_names: tuple[str, ...]
     blocks: tuple[Block, ...]
+    context: Context
     leakage: LeakageReport
     dropped: Mapping[str, tuple[str, ...]]
 
@@ -161,6 +165,7 @@ def label(
         groups=connected_groups(len(kept), groups, keys, near),
         group_names=tuple(groups),
         blocks=inputs.blocks,
+        context=Context(blocks=tuple(block.dim for block in inputs.blocks)),
         leakage=audit(split, groups, keys, near, manifest.ids, labels=_label_texts(manifest, task)),
         dropped=dropped,
     )

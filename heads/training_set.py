@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.task import Kind
+from heads.context import Context
 
 Floats = NDArray[np.floating[Any]]
 
@@ -32,6 +33,8 @@ class Training:
         The task kind.
     classes
         Number of classes for one label per row, else 2 for multilabel and 0 for regression.
+    context
+        Which columns belong together, and the prompts of the classes or targets that are learned.
     """
 
     X: Floats
@@ -40,6 +43,7 @@ class Training:
     groups: NDArray[Any] | None
     kind: Kind
     classes: int
+    context: Context = field(default_factory=Context)
 
     @property
     def labels(self) -> NDArray[Any]:
