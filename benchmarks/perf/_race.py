@@ -1,4 +1,4 @@
-"""What the benchmarks of extraction share: contestants that take turns in one process, and the table of targets."""
+"""What the benchmarks share: contestants that take turns in one process, and the table of targets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Lap:
 class Result:
     """One line of the table; `limit` is the largest, or with `at_least` the smallest, value that passes.
 
-    Without a limit the line is there to be read.
+    Without a limit the line is there to be read. `reason` says why a target is missed where that is known.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Result:
     unit: str
     limit: float | None = None
     at_least: bool = False
+    reason: str = ""
 
     @property
     def passed(self) -> bool:
@@ -80,7 +81,8 @@ def report(
         print(json.dumps(measured, indent=2))
     else:
         print(f"{title}; load {load:.1f} on {os.cpu_count()} cores")
-        print(f"\n{'ms per sample, medians':44} {'wall':>8} {'cpu':>8}")
+        if medians:
+            print(f"\n{'ms per sample, medians':44} {'wall':>8} {'cpu':>8}")
         for name, median in medians.items():
             print(f"{name:44} {median.wall / samples * 1e3:8.2f} {median.cpu / samples * 1e3:8.2f}")
         print()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import statistics
 import sys
@@ -18,7 +17,6 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import zarr
+from _race import Result, report
 
 from featurestore.features import Features
 from featurestore.maintenance import verify_store
@@ -39,22 +38,6 @@ BLOCK = 8192
 GATHER = 10_000
 MINIBATCH = 256
 BAGS = 2000
-
-
-@dataclass(frozen=True)
-class Result:
-    """One line of the table; `limit` is the largest, or with `at_least` the smallest, value that passes."""
-
-    name: str
-    value: float
-    unit: str
-    limit: float
-    at_least: bool = False
-
-    @property
-    def passed(self) -> bool:
-        """Whether the target is met."""
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 def make_spec(dim: int, pooling: str = "native") -> EncoderSpec:
@@ -288,15 +271,8 @@ def main() -> int:
         store = FeatureStore(folder / "store", create=True)
         results = dense(store, folder, options.rows, options.dim)
         results += [deep_verify(store), *ragged(store, folder), *many_parts(store, options.parts)]
-    if options.json:
-        print(json.dumps([{**asdict(result), "passed": result.passed} for result in results], indent=2))
-    else:
-        print(f"{options.rows} x {options.dim} float16, zarr {zarr.__version__}, numpy {np.__version__}")
-        for result in results:
-            bound = f"{'>=' if result.at_least else '<='} {result.limit:g}"
-            verdict = "PASS" if result.passed else "FAIL"
-            print(f"{result.name:28} {result.value:9.2f} {result.unit:14} {bound:>8}  {verdict}")
-    return 0 if all(result.passed for result in results) else 1
+    title = f"{options.rows} x {options.dim} float16, zarr {zarr.__version__}, numpy {np.__version__}"
+    return report(title, {}, results, samples=options.rows, as_json=options.json)
 
 
 if __name__ == "__main__":
