@@ -124,7 +124,7 @@ def _per_query(hits: NDArray[np.bool_], ks: Sequence[int]) -> dict[str, Floats]:
         if k > candidates:
             values[f"recall@{k}"] = values[f"ndcg@{k}"] = np.full(queries, np.nan)
             continue
-        values[f"recall@{k}"] = hits[:, :k].any(axis=1).astype(np.float64)
+        values[f"recall@{k}"] = np.asarray(hits[:, :k].any(axis=1), dtype=np.float64)
         values[f"ndcg@{k}"] = np.asarray(gain[:, :k].sum(axis=1) / ideal[np.minimum(right, k) - 1])
     values["mrr"] = 1 / _first_rank(hits)
     values["map"] = np.asarray((hits * np.cumsum(hits, axis=1) / place).sum(axis=1) / right)
