@@ -9,6 +9,7 @@
           <time>-<random>/              one immutable part; attributes `rows`, ... are written last
             key  x  [offsets]  id_bytes  id_offsets
       ledger/<group>.jsonl              samples that failed
+      openings.jsonl                    test splits that were scored, and by which runs
       files.sqlite                      cache of file digests
 
 A part is committed by replacing its ``zarr.json`` with one that has `rows`: a single atomic rename
@@ -39,6 +40,7 @@ VERSION = 1
 FEATURES = "features.zarr"
 LEDGER = "ledger"
 FILES = "files.sqlite"
+OPENINGS = "openings.jsonl"
 
 KeyedBy = Literal["content", "id"]
 

@@ -1,23 +1,20 @@
 """Ledger: the samples that could not be stored, and why.
 
-Append-only JSON lines, each written by one call, so several processes may write at once and a
-process that is killed leaves at most one torn line. It informs; it never keeps a sample from being
-tried again.
+Append-only JSON lines. It informs; it never keeps a sample from being tried again.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from data.digest import as_keys
 from data.errors import SampleFailure
 from featurestore.features import Features
-from featurestore.layout import writing
+from featurestore.lines import append_line, read_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +63,13 @@ class Ledger:
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         failure = Failure(key=key.hex(), id=id, source=source, kind=kind, message=message, time=now)
-        line = json.dumps(asdict(failure), ensure_ascii=False).encode() + b"\n"
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                os.write(descriptor, (b"" if _ends_with_newline(descriptor) else b"\n") + line)
-            finally:
-                os.close(descriptor)
+        append_line(self.path, asdict(failure))
 
     def failures(self) -> dict[bytes, Failure]:
         """Return the latest failure of every key, in the order in which the keys first failed."""
         latest: dict[bytes, Failure] = {}
-        if not self.path.exists():
-            return latest
-        for line in self.path.read_bytes().split(b"\n"):
-            failure = _parse(line)
+        for values in read_lines(self.path):
+            failure = _parse(values)
             if failure is not None:
                 latest[bytes.fromhex(failure.key)] = failure
         return latest
@@ -95,21 +83,14 @@ class Ledger:
         return {key: failure for (key, failure), there in zip(latest.items(), stored, strict=True) if not there}
 
 
-def _ends_with_newline(descriptor: int) -> bool:
-    """Whether the file is empty or its last line is whole."""
-    size = os.fstat(descriptor).st_size
-    return size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
-
-
-def _parse(line: bytes) -> Failure | None:
-    """Return the failure on a line, or None for a line torn by a process that was killed."""
+def _parse(state: Mapping[str, Any]) -> Failure | None:
+    """Return the failure on a line, or None for a line that holds something else."""
     try:
-        state: Mapping[str, str] = json.loads(line)
         return Failure(
             key=bytes.fromhex(state["key"]).hex(),
             id=state["id"],
             source=state["source"],
-            kind=state["kind"],  # type: ignore[arg-type]
+            kind=state["kind"],
             message=state["message"],
             time=state["time"],
         )

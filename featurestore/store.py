@@ -16,6 +16,7 @@ from featurestore.layout import (
     FEATURES,
     FILES,
     LEDGER,
+    OPENINGS,
     VERSION,
     GroupInfo,
     KeyedBy,
@@ -78,7 +79,7 @@ class FeatureStore:
                 f"{self.path}: no feature store here; make one with `frostline extract --store {self.path}`"
             )
         if self.path.exists():
-            foreign = sorted({entry.name for entry in self.path.iterdir()} - {FEATURES, LEDGER, FILES})
+            foreign = sorted({entry.name for entry in self.path.iterdir()} - {FEATURES, LEDGER, FILES, OPENINGS})
             if foreign:
                 raise StoreUnwritable(
                     f"{self.path}: neither empty nor a store (it holds {foreign[0]!r}); choose another --store"
@@ -91,6 +92,11 @@ class FeatureStore:
     def files_cache(self) -> Path:
         """Where digests of files are remembered."""
         return self.path / FILES
+
+    @property
+    def openings(self) -> Path:
+        """Where it is noted which test splits were scored by which runs."""
+        return self.path / OPENINGS
 
     def ledger(self, group: str) -> Ledger:
         """Return the ledger of an encoder group."""
