@@ -17,6 +17,7 @@ from data.task import Kind
 from heads.artifact import load_bundle, save_bundle
 from heads.base import Choice, Head, HeadWarning, Range
 from heads.catalog import head_class, head_classes, list_heads
+from heads.context import Context
 from heads.errors import HeadError
 from heads.params import parse_params
 
@@ -50,6 +51,11 @@ CHEAP: dict[str, dict[str, Any]] = {
     "GBMClassifier": {"max_rounds": 100, "members": 2},
     "GBMRegressor": {"max_rounds": 100, "members": 2},
 }
+
+# Heads that learn from several blocks of features: the columns are dealt to two of them.
+SEVERAL_BLOCKS: frozenset[str] = frozenset(
+    {"ConcatFusionClassifier", "ConcatFusionRegressor", "WeightedSumClassifier", "WeightedSumRegressor"}
+)
 
 # Checks of scikit-learn that do not apply, with the reason.
 NOT_ALL: dict[str, str] = {
@@ -113,6 +119,50 @@ def make_data(kind: Kind, n: int = 120, d: int = 6, seed: int = 0) -> tuple[NDAr
 
 def scores(head: Head, X: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(head.predict(X) if head.kind_ == "regression" else head.predict_proba(X))
+
+
+def context_for(head: Head, X: Any, y: Any, sample_weight: Any = None) -> Context:
+    """Return what a head needs beyond its rows: blocks, prompts or nothing; wrong data are for the head to refuse."""
+    shape = np.asarray(X).shape
+    width = shape[1] if len(shape) == 2 else 0
+    fuses = type(head).__name__ in SEVERAL_BLOCKS
+    blocks = (width - width // 2, width // 2) if fuses and width > 1 else ()
+    # A single column cannot be dealt out; prompts are the other thing to fuse it with.
+    asked = head.needs_prompts or (fuses and not blocks)
+    return Context(blocks=blocks, prompts=prompts_for(X, y, sample_weight) if asked else None)
+
+
+def prompts_for(X: Any, y: Any, sample_weight: Any = None) -> NDArray[np.float32]:
+    """Return prompts that tell something: the class means, or the means of the rows of each label, as directions.
+
+    Rows and labels that no head could be fitted on get prompts of ones.
+    """
+    try:
+        rows, labels = np.asarray(X, dtype=np.float64), np.asarray(y)
+        weight = np.ones(len(rows)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        if labels.ndim == 1:
+            members = labels[:, None] == np.unique(labels[weight > 0])
+        else:
+            members = labels.astype(np.float64) == 1
+        share = members * weight[:, None]
+        means = (share / np.maximum(share.sum(axis=0), 1e-9)).T @ rows
+    except (TypeError, ValueError, IndexError):
+        return np.ones((2, 1), dtype=np.float32)
+    if not np.isfinite(means).all():
+        return np.ones((len(means), 1), dtype=np.float32)
+    return np.asarray(means - weight @ rows / weight.sum(), dtype=np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _fit_in_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every fit know what its head needs; neither scikit-learn's checks nor ours say so."""
+    plain = Head.fit
+
+    def fit(self: Head, X: Any, y: Any, *, sample_weight: Any = None, groups: Any = None, context: Any = None) -> Head:
+        context = context or context_for(self, X, y, sample_weight)
+        return plain(self, X, y, sample_weight=sample_weight, groups=groups, context=context)
+
+    monkeypatch.setattr(Head, "fit", fit)
 
 
 @quiet
