@@ -10,19 +10,16 @@ from pydantic import Field, PositiveInt
 from data.config import Config, ManifestConfig, Many, Names, Settings, positional
 
 
-class FitConfig(ManifestConfig):
-    """What `fit-head` can be told."""
+class FittingConfig(ManifestConfig):
+    """What every command that fits heads on stored features can be told."""
 
     store: Path = Field(description="the feature store")
     encoder: Many = Field(min_length=1, description="encoder id as stored; several are joined side by side")
     target: Names = Field(min_length=1, description="target column, or several joined by commas")
-    head: str = Field(default="linear", description="the head; `frostline heads` lists them")
     kind: Literal["auto", "binary", "multiclass", "multilabel", "regression"] = Field(
         default="auto", description="what kind of task it is"
     )
     folds: int = Field(default=5, ge=2, description="folds of the grouped, stratified cross-validation")
-    set: Settings = Field(default={}, description="a parameter of the head, key=value")
-    normalize: Literal["none", "l2"] = Field(default="none", description="scale each embedding to unit length")
     threshold: str = Field(
         default="youden", description="chosen on out-of-fold scores: youden, 0.5, sensitivity=0.9 or specificity=0.9"
     )
@@ -46,6 +43,46 @@ class FitConfig(ManifestConfig):
     seed: int = Field(default=0, ge=0, description="seed of folds, fits and intervals")
     out: Path = Field(description="the run directory to write")
     overwrite: bool = Field(default=False, description="replace the run directory if it exists")
+
+
+class FitConfig(FittingConfig):
+    """What `fit-head` can be told."""
+
+    head: str = Field(default="linear", description="the head; `frostline heads` lists them")
+    set: Settings = Field(default={}, description="a parameter of the head, key=value")
+    normalize: Literal["none", "l2"] = Field(default="none", description="scale each embedding to unit length")
+
+
+class TuneConfig(FittingConfig):
+    """What `tune` can be told."""
+
+    head: Many = Field(default=("linear",), min_length=1, description="a head to try; several may be given")
+    set: Settings = Field(
+        default={}, description="a parameter that is not searched, HEAD.KEY=VALUE, or KEY=VALUE for a single head"
+    )
+    normalize: Literal["search", "none", "l2"] = Field(
+        default="search", description="whether embeddings are scaled to unit length"
+    )
+    space: Path | None = Field(
+        default=None, description="a YAML file of ranges and choices per head that replace the heads' own"
+    )
+    trials: int = Field(ge=1, description="configurations to try in total, those of earlier runs of the study included")
+    timeout: float | None = Field(default=None, gt=0, description="seconds after which the search stops")
+    sampler: Literal["auto", "tpe", "random", "grid"] = Field(
+        default="auto", description="grid tries every point of a space of choices; auto does so where --trials suffice"
+    )
+    batch: int = Field(default=16, ge=1, description="trials asked for at once and fitted together")
+    pruner: Literal["halving", "none"] = Field(
+        default="halving", description="whether the worse half of a batch is dropped after one fold, and again later"
+    )
+    metric: str | None = Field(default=None, description="what to choose by; default: the first metric of the task")
+    holdout: float = Field(
+        default=0.2, gt=0, lt=1, description="share of rows set aside for the final judgement without a split column"
+    )
+    study: str = Field(default="tune", description="name of the study in its storage")
+    storage: str | None = Field(
+        default=None, description="journal file, or URL of a database, that holds the study; default: in --out"
+    )
 
 
 class EvaluateConfig(ManifestConfig):
