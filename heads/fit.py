@@ -18,41 +18,43 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.digest import digest_json, key_hex
-from data.errors import LeakageError, SplitError
+from data.errors import SplitError
 from data.progress import Progress, Silent
-from data.sources import read_manifest
 from data.split import make_folds
-from data.task import Task, count_classes, encode_targets, read_task
-from featurestore.store import FeatureStore
+from data.task import Task
 from heads.artifact import save_bundle
 from heads.base import Head, HeadWarning
 from heads.catalog import make_head
 from heads.config import FitConfig
 from heads.errors import HeadError
-from heads.labelled import Labelled, join_features, label
+from heads.judging import Judged, judge, predictions
+from heads.labelled import Labelled
+from heads.loading import counts, gate, load, unused_split
 from heads.many import Job, fit_many
-from heads.metrics import evaluate
 from heads.record import RunRecord
 from heads.report import write_plots, write_report
-from heads.run import TRAINED, new_run, prediction_columns, truth_columns, write_config, write_history, write_table
-from heads.scoring import Scores, answers, class_probabilities, scores_of
-from heads.thresholds import Threshold, choose_thresholds, parse_rule
+from heads.run import TRAINED, new_run, write_config, write_history, write_table
+from heads.scoring import Scores, scores_of
+from heads.thresholds import Threshold, choose_thresholds
 
-
-@dataclass(frozen=True)
-class Judged:
-    """Rows that were predicted by a head that never saw them."""
-
-    split: str
-    rows: NDArray[np.int64]
-    scores: Scores
-    fold: NDArray[np.int64] | None = None
+__all__ = [
+    "Fitted",
+    "Judged",
+    "counts",
+    "fit",
+    "fit_and_predict",
+    "gate",
+    "judge",
+    "load",
+    "out_of_fold",
+    "predictions",
+    "write_run",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,7 @@ def fit(config: FitConfig, *, command: str = "", progress: Progress | None = Non
     started = time.perf_counter()
     with new_run(config.out, overwrite=config.overwrite) as folder:
         data = load(config, progress)
-        remarks = [*data.manifest.remarks, *_unused_split(config, data), *gate(data, allow=config.allow_leakage)]
+        remarks = [*data.manifest.remarks, *unused_split(config, data), *gate(data, allow=config.allow_leakage)]
         fitted = fit_and_predict(config, data, progress)
         thresholds = choose_thresholds(
             data.task, data.y[fitted.judged[0].rows], fitted.judged[0].scores, rule=config.threshold
@@ -204,94 +206,6 @@ def write_run(
     progress.advance()
 
 
-def load(config: FitConfig, progress: Progress) -> Labelled:
-    """Read the manifest, its targets and its stored features, and audit them."""
-    manifest = read_manifest(
-        config.manifest, input=config.input, id=config.id, split=config.split, group=config.group, bag=config.bag
-    )
-    task, _ = read_task(manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive)
-    # A wrong parameter is found before any file is read.
-    parse_rule(config.threshold)
-    make_head(config.head, task.kind, config.set, config.seed)
-    store = FeatureStore(config.store)
-    inputs = join_features(
-        manifest,
-        store,
-        config.encoder,
-        pooling=config.pooling,
-        precision=config.precision,
-        normalize=config.normalize,
-        progress=progress,
-    )
-    return label(inputs, task, encode_targets(task, inputs.manifest), store, progress)
-
-
-def gate(data: Labelled, *, allow: bool) -> list[str]:
-    """Refuse data whose splits share samples or groups, or return the refusal as a warning.
-
-    Raises
-    ------
-    LeakageError
-        If the splits leak and that was not allowed.
-    """
-    if data.leakage.clean:
-        return []
-    if not allow:
-        raise LeakageError(f"{data.manifest.path}: {data.leakage.message()}")
-    return [f"leakage allowed: {data.leakage.message()}"]
-
-
-def judge(
-    config: FitConfig, data: Labelled, judged: Sequence[Judged], thresholds: Sequence[float], progress: Progress
-) -> dict[str, dict[str, Any]]:
-    """Return the metrics of each split, with intervals over effective groups."""
-    progress.stage("intervals", len(judged))
-    metrics = {}
-    for part in judged:
-        metrics[part.split] = evaluate(
-            data.task.kind,
-            data.y[part.rows],
-            part.scores,
-            classes=data.task.classes or data.task.targets,
-            groups=data.groups[part.rows],
-            thresholds=thresholds or 0.5,
-            n_boot=config.bootstrap,
-            seed=config.seed,
-            min_positives=config.min_positives,
-        )
-        progress.advance()
-    return metrics
-
-
-def predictions(data: Labelled, judged: Sequence[Judged], thresholds: Sequence[float]) -> dict[str, list[str]]:
-    """Return one row per judged sample, as text columns."""
-    table: dict[str, list[str]] = {}
-    for part in judged:
-        fold = [""] * len(part.rows) if part.fold is None else [str(k) for k in part.fold]
-        columns = {
-            "id": [data.manifest.ids[i] for i in part.rows],
-            "split": [part.split] * len(part.rows),
-            "fold": fold,
-            "group": [data.group_names[i] for i in part.rows],
-            **truth_columns(data.task, data.y[part.rows]),
-            **prediction_columns(
-                data.task, class_probabilities(part.scores, data.task), answers(part.scores, data.task, thresholds)
-            ),
-        }
-        for name, values in columns.items():
-            table.setdefault(name, []).extend(values)
-    return table
-
-
-def _unused_split(config: FitConfig, data: Labelled) -> list[str]:
-    """Remark on a split column that nobody asked for."""
-    if config.split is not None or "split" not in data.manifest.columns:
-        return []
-    return [
-        "the column 'split' is not used and all rows are cross-validated; to judge its test rows, add --split split"
-    ]
-
-
 def _refuse_one_class(data: Labelled, train: NDArray[np.int64], folds: NDArray[np.int64]) -> None:
     """Refuse folds that leave a head one class to learn from, before any head is fitted.
 
@@ -321,26 +235,6 @@ def _folds(fitted: Fitted) -> list[int]:
     fold = fitted.judged[0].fold
     assert fold is not None  # the first judged part is the cross-validation
     return [int(k) for k in fold]
-
-
-def counts(data: Labelled) -> dict[str, Any]:
-    """Return how many samples, groups and labels there are, per split, and what was dropped and why."""
-    splits = {}
-    for name in ("train", "val", "test"):
-        rows = data.rows(name)
-        if len(rows):
-            splits[name] = {
-                "samples": len(rows),
-                "groups": len(np.unique(data.groups[rows])),
-                "classes": count_classes(data.task, data.y[rows]),
-            }
-    dropped = {reason: {"count": len(ids), "ids": list(ids)} for reason, ids in data.dropped.items()}
-    return {
-        "samples": len(data.y),
-        "groups": len(np.unique(data.groups)),
-        "splits": splits,
-        "dropped": dropped,
-    }
 
 
 @contextmanager

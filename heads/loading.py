@@ -1,0 +1,83 @@
+"""From a configuration to labelled data that may be fitted on: read, joined, audited and counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from data.errors import LeakageError
+from data.progress import Progress
+from data.sources import read_manifest
+from data.task import count_classes, encode_targets, read_task
+from featurestore.store import FeatureStore
+from heads.catalog import make_head
+from heads.config import FitConfig
+from heads.labelled import Labelled, join_features, label
+from heads.thresholds import parse_rule
+
+
+def load(config: FitConfig, progress: Progress) -> Labelled:
+    """Read the manifest, its targets and its stored features, and audit them."""
+    manifest = read_manifest(
+        config.manifest, input=config.input, id=config.id, split=config.split, group=config.group, bag=config.bag
+    )
+    task, _ = read_task(manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive)
+    # A wrong parameter is found before any file is read.
+    parse_rule(config.threshold)
+    make_head(config.head, task.kind, config.set, config.seed)
+    store = FeatureStore(config.store)
+    inputs = join_features(
+        manifest,
+        store,
+        config.encoder,
+        pooling=config.pooling,
+        precision=config.precision,
+        normalize=config.normalize,
+        progress=progress,
+    )
+    return label(inputs, task, encode_targets(task, inputs.manifest), store, progress)
+
+
+def gate(data: Labelled, *, allow: bool) -> list[str]:
+    """Refuse data whose splits share samples or groups, or return the refusal as a warning.
+
+    Raises
+    ------
+    LeakageError
+        If the splits leak and that was not allowed.
+    """
+    if data.leakage.clean:
+        return []
+    if not allow:
+        raise LeakageError(f"{data.manifest.path}: {data.leakage.message()}")
+    return [f"leakage allowed: {data.leakage.message()}"]
+
+
+def unused_split(config: FitConfig, data: Labelled) -> list[str]:
+    """Remark on a split column that nobody asked for."""
+    if config.split is not None or "split" not in data.manifest.columns:
+        return []
+    return [
+        "the column 'split' is not used and all rows are cross-validated; to judge its test rows, add --split split"
+    ]
+
+
+def counts(data: Labelled) -> dict[str, Any]:
+    """Return how many samples, groups and labels there are, per split, and what was dropped and why."""
+    splits = {}
+    for name in ("train", "val", "test"):
+        rows = data.rows(name)
+        if len(rows):
+            splits[name] = {
+                "samples": len(rows),
+                "groups": len(np.unique(data.groups[rows])),
+                "classes": count_classes(data.task, data.y[rows]),
+            }
+    dropped = {reason: {"count": len(ids), "ids": list(ids)} for reason, ids in data.dropped.items()}
+    return {
+        "samples": len(data.y),
+        "groups": len(np.unique(data.groups)),
+        "splits": splits,
+        "dropped": dropped,
+    }
