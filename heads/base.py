@@ -31,6 +31,7 @@ from heads.context import Context
 from heads.errors import HeadError
 from heads.folds import side_by_side
 from heads.many import Job
+from heads.missing import check_missing, known_mean
 from heads.params import ClassWeight, Count, Fraction, NotNegative, Positive, check_params, parse_params
 from heads.search_space import Choice, Range, SearchSpace
 from heads.state import HeadState, is_learned, learned_from, state_of
@@ -182,6 +183,9 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
         except ValueError as error:
             raise HeadError(str(error)) from error
         context = self._context(context, features.shape[1])
+        if self.accepts_missing:
+            self.blocks_ = list(context.blocks) or [features.shape[1]]
+            check_missing(self.name, features, self.blocks_)
         return self._training(y, features, weight, None if groups is None else np.asarray(groups), context)
 
     def _context(self, context: Context | None, width: int) -> Context:
@@ -225,9 +229,15 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
         return head
 
     def _validate(self, X: ArrayLike, *, reset: bool) -> Floats:
-        """Return X as a finite float32 or float64 matrix, or raise HeadError (TypeError for a sparse one)."""
+        """Return X as a finite float32 or float64 matrix, or raise HeadError (TypeError for a sparse one).
+
+        NaN passes where blocks may be missing, which `heads.missing` judges.
+        """
+        finite: bool | str = "allow-nan" if self.accepts_missing else True
         try:
-            checked: Floats = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
+            checked: Floats = validate_data(
+                self, X, reset=reset, dtype=[np.float64, np.float32], ensure_all_finite=finite
+            )
         except ValueError as error:
             raise HeadError(f"{self.name}: {error}") from error
         return checked
@@ -235,14 +245,17 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
     def _features(self, X: ArrayLike) -> Floats:
         """Return the features of new rows, checked and standardised as in training."""
         check_is_fitted(self)
-        return self._standardized(self._validate(X, reset=False))
+        features = self._validate(X, reset=False)
+        if self.accepts_missing:
+            check_missing(self.name, features, self.blocks_)
+        return self._standardized(features)
 
     def _fit_scaling(self, X: Floats, weight: NDArray[np.float64]) -> Floats:
         """Learn the mean and the standard deviation of the training rows, and apply them."""
         if self.standardize:
             share = weight / weight.sum()
-            self.mean_: NDArray[np.float64] = share @ X.astype(np.float64, copy=False)
-            deviation = np.sqrt(share @ np.square(X - self.mean_))
+            self.mean_: NDArray[np.float64] = known_mean(share, X)
+            deviation = np.sqrt(known_mean(share, np.square(X - self.mean_)))
             noise = 10 * np.finfo(X.dtype).eps * np.abs(self.mean_)
             self.scale_: NDArray[np.float64] = np.where(deviation > noise, deviation, 1.0)
         return self._standardized(X)
