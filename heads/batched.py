@@ -14,7 +14,7 @@ CPU the weights are bit-identical however the recipes are grouped; across device
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -52,6 +52,15 @@ class Architecture(Protocol):
 
     def forward(self, state: Mapping[str, Tensor], x: Tensor, training: TrainingPass | None) -> Tensor:
         """Return logits (G, b, k) of features (G, b, d), from weights and statistics stacked over models."""
+        ...
+
+
+@runtime_checkable
+class ScaledArchitecture(Architecture, Protocol):
+    """An architecture some of whose weights learn faster or slower than the rest."""
+
+    def lr_factors(self) -> Mapping[str, float]:
+        """Return what the learning rate of these weights is multiplied by, by name."""
         ...
 
 
@@ -182,7 +191,8 @@ class _Cohort:
         self._all_streams = [Stream(seed, corpora[fold]) for seed, fold in keys]
         self._stream_of = [keys.index((recipe.seed, recipe.fold)) for recipe in recipes]
         started = [architecture.initial(self._all_streams[i].generator("initial")) for i in self._stream_of]
-        self._weights = StackedAdamW(started, self._device)
+        factors = architecture.lr_factors() if isinstance(architecture, ScaledArchitecture) else None
+        self._weights = StackedAdamW(started, self._device, factors)
         self._running = {
             name: value.to(self._device).repeat(len(recipes), *[1] * value.ndim)
             for name, value in architecture.running().items()

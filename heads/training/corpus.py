@@ -62,8 +62,14 @@ class Corpus:
 
     @cached_property
     def spread(self) -> Tensor:
-        """Return the standard deviation of each feature over the training rows, shape (d,)."""
-        return self.take(self.train.to(self.features.device))[0].std(dim=0, correction=0)
+        """Return the standard deviation of each feature over the training rows where it is not missing, shape (d,)."""
+        x = self.take(self.train.to(self.features.device))[0]
+        absent = x.isnan()
+        if not absent.any():
+            return x.std(dim=0, correction=0)
+        known = (~absent).sum(dim=0).clamp(min=1)
+        centred = torch.where(absent, 0.0, x - x.nansum(dim=0) / known)
+        return torch.sqrt(centred.square().sum(dim=0) / known)
 
 
 @dataclass(eq=False)

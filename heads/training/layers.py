@@ -74,7 +74,8 @@ def batch_norm(
         Activations (G, b, h), and what they are scaled and shifted by, (G, h).
     mean, variance
         Running statistics, (G, h): used outside training, moved in place within it (momentum 0.1,
-        unbiased variance, as in torch). A batch of one row has variance 0 and moves only the mean.
+        unbiased variance, as in torch). A batch of one row has variance 0 and moves only the mean,
+        one without real rows moves nothing.
     training
         The training step, or None.
     """
@@ -86,7 +87,7 @@ def batch_norm(
     batch_variance = training.row_share @ centred.square()
     with torch.no_grad():
         rows = (training.row_share > 0).sum(dim=-1)
-        mean.lerp_(batch_mean[:, 0], _MOMENTUM)
+        mean.lerp_(torch.where(rows > 0, batch_mean[:, 0], mean), _MOMENTUM)
         unbiased = batch_variance[:, 0] * (rows / (rows - 1).clamp(min=1))
         variance.lerp_(torch.where(rows > 1, unbiased, variance), _MOMENTUM)
     return torch.addcmul(bias[:, None], centred, gain[:, None] * torch.rsqrt(batch_variance + _EPS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
@@ -24,6 +24,8 @@ class StackedAdamW:
         The initial weights of each model, by name; all models have the same names and shapes.
     device
         Where to keep them.
+    lr_factors
+        What the learning rate of some weights is multiplied by, by name. Their weight decay stays as it is.
 
     Attributes
     ----------
@@ -35,7 +37,12 @@ class StackedAdamW:
     .. [1] Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
     """
 
-    def __init__(self, initial: Sequence[dict[str, Tensor]], device: torch.device) -> None:
+    def __init__(
+        self,
+        initial: Sequence[dict[str, Tensor]],
+        device: torch.device,
+        lr_factors: Mapping[str, float] | None = None,
+    ) -> None:
         first = initial[0]
         names = sorted(first, key=lambda name: first[name].ndim < 2)
         self._shapes = {name: first[name].shape for name in names}
@@ -44,6 +51,7 @@ class StackedAdamW:
         self._flat = torch.stack(rows).to(device)
         self._mean, self._square = torch.zeros_like(self._flat), torch.zeros_like(self._flat)
         self._steps = 0
+        self._factors = _factor_of_each(self._shapes, lr_factors, device) if lr_factors else None
         self._allocate()
 
     def step(self, loss: Tensor, lr: Tensor, weight_decay: Tensor) -> None:
@@ -67,6 +75,8 @@ class StackedAdamW:
             # The update in one scratch buffer, the bias corrections moved into two scalars.
             update = torch.sqrt(self._square, out=self._gradient).add_(_EPS * correction2**0.5)
             torch.div(self._mean, update, out=update)
+            if self._factors is not None:
+                update.mul_(self._factors)
             self._flat.addcmul_(update, lr * (-(correction2**0.5) / correction1))
 
     def select(self, models: Tensor) -> None:
@@ -82,3 +92,9 @@ class StackedAdamW:
             part = self._flat[:, start : start + shape.numel()].view(-1, *shape)
             self.leaves[name] = part.detach().requires_grad_()
             start += shape.numel()
+
+
+def _factor_of_each(shapes: Mapping[str, torch.Size], factors: Mapping[str, float], device: torch.device) -> Tensor:
+    """Return the factor of every weight in the order in which they lie in a row, shape (weights,)."""
+    parts = [torch.full((shape.numel(),), factors.get(name, 1.0)) for name, shape in shapes.items()]
+    return torch.cat(parts).to(device)

@@ -1,4 +1,4 @@
-"""The architecture of the `mlp` head: hidden layers, then a linear one."""
+"""Hidden layers, and the architecture of the `mlp` head: hidden layers, then a linear one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,78 @@ Activation = Literal["relu", "gelu"]
 Order = Literal["linear-norm-activation", "linear-activation-norm"]
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenLayers:
+    """Layers of linear, norm, activation and dropout, in this or the other order.
+
+    Attributes
+    ----------
+    inputs
+        Length of what comes in.
+    widths
+        Widths of the layers.
+    activation, norm, order
+        What each layer is made of; dropout always comes last.
+    prefix
+        What the names of the weights begin with.
+    """
+
+    inputs: int
+    widths: tuple[int, ...]
+    activation: Activation = "relu"
+    norm: Norm = "layer"
+    order: Order = "linear-norm-activation"
+    prefix: str = ""
+
+    @property
+    def outputs(self) -> int:
+        """Length of what comes out."""
+        return (self.inputs, *self.widths)[-1]
+
+    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the initial weights of one model; the linear layers start as torch's do."""
+        weights = {}
+        for layer, (inputs, width) in enumerate(zip((self.inputs, *self.widths), self.widths, strict=False)):
+            name = f"{self.prefix}{layer}"
+            weights[f"{name}.weight"], weights[f"{name}.bias"] = uniform_linear(inputs, width, generator)
+            if self.norm != "none":
+                weights[f"{name}.norm.gain"], weights[f"{name}.norm.bias"] = torch.ones(width), torch.zeros(width)
+        return weights
+
+    def running(self) -> dict[str, Tensor]:
+        """Return the initial running statistics of one model."""
+        statistics = {}
+        if self.norm == "batch":
+            for layer, width in enumerate(self.widths):
+                statistics[f"{self.prefix}{layer}.norm.mean"] = torch.zeros(width)
+                statistics[f"{self.prefix}{layer}.norm.variance"] = torch.ones(width)
+        return statistics
+
+    def forward(self, state: Mapping[str, Tensor], x: Tensor, training: TrainingPass | None, first: int = 0) -> Tensor:
+        """Return what comes out, (G, b, outputs), of what goes into the layer `first`."""
+        for layer in range(first, len(self.widths)):
+            name = f"{self.prefix}{layer}"
+            x = self.after_linear(state, layer, linear(x, state[f"{name}.weight"], state[f"{name}.bias"]), training)
+        return x
+
+    def after_linear(self, state: Mapping[str, Tensor], layer: int, x: Tensor, training: TrainingPass | None) -> Tensor:
+        """Return what comes out of one layer, given what its linear part says."""
+        if self.order == "linear-norm-activation":
+            x = _ACTIVATIONS[self.activation](self._normalized(state, layer, x, training))
+        else:
+            x = self._normalized(state, layer, _ACTIVATIONS[self.activation](x), training)
+        return x if training is None else training.drop(x)
+
+    def _normalized(self, state: Mapping[str, Tensor], layer: int, x: Tensor, training: TrainingPass | None) -> Tensor:
+        if self.norm == "none":
+            return x
+        name = f"{self.prefix}{layer}.norm"
+        gain, bias = state[f"{name}.gain"], state[f"{name}.bias"]
+        if self.norm == "layer":
+            return layer_norm(x, gain, bias)
+        return batch_norm(x, gain, bias, state[f"{name}.mean"], state[f"{name}.variance"], training)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +115,17 @@ class Perceptron:
     order: Order = "linear-norm-activation"
     logit_shifts: bool = False
 
+    @property
+    def layers(self) -> HiddenLayers:
+        """The hidden layers."""
+        return HiddenLayers(
+            inputs=self.inputs, widths=self.hidden, activation=self.activation, norm=self.norm, order=self.order
+        )
+
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the initial weights of one model; the linear layers start as torch's do."""
-        weights = {}
-        for layer, (inputs, width) in enumerate(zip((self.inputs, *self.hidden), self.hidden, strict=False)):
-            weights[f"{layer}.weight"], weights[f"{layer}.bias"] = uniform_linear(inputs, width, generator)
-            if self.norm != "none":
-                weights[f"{layer}.norm.gain"], weights[f"{layer}.norm.bias"] = torch.ones(width), torch.zeros(width)
-        last = (self.inputs, *self.hidden)[-1]
+        weights = self.layers.initial(generator)
+        last = self.layers.outputs
         weights["logits.weight"], weights["logits.bias"] = uniform_linear(last, self.outputs, generator)
         if self.logit_shifts:
             weights["logits.shifts"] = torch.zeros(self.outputs)
@@ -58,30 +133,10 @@ class Perceptron:
 
     def running(self) -> dict[str, Tensor]:
         """Return the initial running statistics of one model."""
-        statistics = {}
-        if self.norm == "batch":
-            for layer, width in enumerate(self.hidden):
-                statistics[f"{layer}.norm.mean"] = torch.zeros(width)
-                statistics[f"{layer}.norm.variance"] = torch.ones(width)
-        return statistics
+        return self.layers.running()
 
     def forward(self, state: Mapping[str, Tensor], x: Tensor, training: TrainingPass | None) -> Tensor:
         """Return logits (G, b, outputs) of features (G, b, inputs)."""
-        for layer in range(len(self.hidden)):
-            x = linear(x, state[f"{layer}.weight"], state[f"{layer}.bias"])
-            if self.order == "linear-norm-activation":
-                x = _ACTIVATIONS[self.activation](self._normalized(state, layer, x, training))
-            else:
-                x = self._normalized(state, layer, _ACTIVATIONS[self.activation](x), training)
-            if training is not None:
-                x = training.drop(x)
+        x = self.layers.forward(state, x, training)
         logits = linear(x, state["logits.weight"], state["logits.bias"])
         return logits - state["logits.shifts"][:, None] if self.logit_shifts else logits
-
-    def _normalized(self, state: Mapping[str, Tensor], layer: int, x: Tensor, training: TrainingPass | None) -> Tensor:
-        if self.norm == "none":
-            return x
-        gain, bias = state[f"{layer}.norm.gain"], state[f"{layer}.norm.bias"]
-        if self.norm == "layer":
-            return layer_norm(x, gain, bias)
-        return batch_norm(x, gain, bias, state[f"{layer}.norm.mean"], state[f"{layer}.norm.variance"], training)
