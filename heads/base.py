@@ -17,7 +17,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, validate_data
 
 from data.task import Kind
+from heads.bags import Bags
+from heads.catalog import list_heads, takes_bags
 from heads.context import Context
 from heads.errors import HeadError
 from heads.folds import side_by_side
@@ -80,6 +82,9 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
         Whether it learns from the prompts of the classes as well, see `heads.context.Context`.
     accepts_missing
         Whether a block of features may be missing from a row, where it is NaN throughout.
+    accepts_bags
+        Whether a row may be several embeddings, see `heads.bags.Bags`. Such a head gets bags only: rows of
+        a matrix reach it as bags of one.
     """
 
     name: ClassVar[str]
@@ -88,6 +93,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
     uses_torch: ClassVar[bool] = False
     needs_prompts: ClassVar[bool] = False
     accepts_missing: ClassVar[bool] = False
+    accepts_bags: ClassVar[bool] = False
 
     standardize: bool
     kind_: Kind
@@ -128,7 +134,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
 
     def fit(
         self,
-        X: ArrayLike,
+        X: ArrayLike | Bags,
         y: ArrayLike,
         *,
         sample_weight: ArrayLike | None = None,
@@ -140,7 +146,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
         Parameters
         ----------
         X
-            Embeddings, shape (n, d), finite.
+            Embeddings, shape (n, d), finite; or `Bags` of them, for a head that accepts these.
         y
             Labels of shape (n,) for binary and multiclass; 0, 1 or NaN of shape (n, T) for
             multilabel; numbers or NaN of shape (n,) or (n, T) for regression. NaN is a missing
@@ -164,7 +170,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
 
     def _prepare(
         self,
-        X: ArrayLike,
+        X: ArrayLike | Bags,
         y: ArrayLike,
         *,
         sample_weight: ArrayLike | None = None,
@@ -228,21 +234,36 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
             setattr(head, name, value)
         return head
 
-    def _validate(self, X: ArrayLike, *, reset: bool) -> Floats:
+    def _validate(self, X: ArrayLike | Bags, *, reset: bool) -> Floats:
         """Return X as a finite float32 or float64 matrix, or raise HeadError (TypeError for a sparse one).
 
-        NaN passes where blocks may be missing, which `heads.missing` judges.
+        NaN passes where blocks may be missing, which `heads.missing` judges. A head that takes bags gets `Bags`.
         """
+        if not isinstance(X, Bags):
+            checked = self._matrix(X, reset=reset, fewest=1)
+            return cast("Floats", Bags.of_rows(checked)) if self.accepts_bags else checked
+        if not self.accepts_bags:
+            takers = ", ".join(name for name in list_heads() if takes_bags(name))
+            raise HeadError(f"{self.name} does not take bags; give it their mean, X.mean(), or use one of: {takers}")
+        return cast("Floats", X.with_values(self._matrix(X.values, reset=reset, fewest=0)))
+
+    def _matrix(self, X: ArrayLike, *, reset: bool, fewest: int) -> Floats:
+        """Return a matrix that scikit-learn has checked, of at least so many rows."""
         finite: bool | str = "allow-nan" if self.accepts_missing else True
         try:
             checked: Floats = validate_data(
-                self, X, reset=reset, dtype=[np.float64, np.float32], ensure_all_finite=finite
+                self,
+                X,
+                reset=reset,
+                dtype=[np.float64, np.float32],
+                ensure_all_finite=finite,
+                ensure_min_samples=fewest,
             )
         except ValueError as error:
             raise HeadError(f"{self.name}: {error}") from error
         return checked
 
-    def _features(self, X: ArrayLike) -> Floats:
+    def _features(self, X: ArrayLike | Bags) -> Floats:
         """Return the features of new rows, checked and standardised as in training."""
         check_is_fitted(self)
         features = self._validate(X, reset=False)
@@ -252,6 +273,12 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
 
     def _fit_scaling(self, X: Floats, weight: NDArray[np.float64]) -> Floats:
         """Learn the mean and the standard deviation of the training rows, and apply them."""
+        if isinstance(X, Bags):
+            # Every bag weighs the same, however many instances it has.
+            each = (weight / np.maximum(X.lengths, 1))[X.bag_of]
+            if not each.any():
+                raise HeadError(f"{self.name}: all {len(X)} bags to learn from are empty; expected some instances")
+            return cast("Floats", X.with_values(self._fit_scaling(X.values, each)))
         if self.standardize:
             share = weight / weight.sum()
             self.mean_: NDArray[np.float64] = known_mean(share, X)
@@ -261,6 +288,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
         return self._standardized(X)
 
     def _standardized(self, X: Floats) -> Floats:
+        if isinstance(X, Bags):
+            return cast("Floats", X.with_values(self._standardized(X.values)))
         if not self.standardize:
             return X
         scaled: Floats = ((X - self.mean_) / self.scale_).astype(X.dtype, copy=False)
@@ -299,11 +328,11 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
     def _predict_proba(self, X: Floats) -> Floats:
         """Return probabilities: (n, C) for one label per row, (n, T) of the learned targets for multilabel."""
 
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+    def predict_proba(self, X: ArrayLike | Bags) -> NDArray[np.float64]:
         """Return probabilities, float64: (n, C) in the order of `classes_`, or (n, T) of the positive class."""
         return self._expand(self._predict_proba, X, constant=lambda probability: probability)
 
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
+    def predict(self, X: ArrayLike | Bags) -> NDArray[Any]:
         """Return the most probable labels: (n,) of `classes_`, or (n, T) of 0 and 1."""
         probability = self.predict_proba(X)
         if self.kind_ == "multilabel":
@@ -311,7 +340,7 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
         labels: NDArray[Any] = self.classes_[probability.argmax(axis=1)]
         return labels
 
-    def _expand(self, score: Any, X: ArrayLike, *, constant: Any) -> NDArray[np.float64]:
+    def _expand(self, score: Any, X: ArrayLike | Bags, *, constant: Any) -> NDArray[np.float64]:
         """Return the scores of all targets, those of constant targets made from their probability."""
         features = self._features(X)
         if self.kind_ != "multilabel":
@@ -443,7 +472,7 @@ class RegressorHead(RegressorMixin, Head):  # type: ignore[misc]
     def _predict(self, X: Floats) -> Floats:
         """Return predictions, shape (n, T)."""
 
-    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+    def predict(self, X: ArrayLike | Bags) -> NDArray[np.float64]:
         """Return predictions, float64, shape (n,) or (n, T) as `y` was."""
         values = np.asarray(self._predict(self._features(X)), dtype=np.float64)
         return values if self.n_targets_ else values[:, 0]

@@ -43,6 +43,11 @@ def head_classes(name: str) -> tuple[type[Head], ...]:
     return classes
 
 
+def takes_bags(name: str) -> bool:
+    """Return whether a head learns from bags of embeddings as they are."""
+    return any(made.accepts_bags for made in head_classes(name))
+
+
 def head_class(name: str, kind: Kind) -> type[Head]:
     """Return the class of a head that learns a kind of task.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from heads.bags import features_for
 from heads.context import Context
 from heads.errors import HeadError
 
@@ -43,7 +44,7 @@ def fit_many(
     jobs
         What to fit; heads of one class are fitted together.
     X, y, groups, context
-        The shared data, see `Head.fit`.
+        The shared data, see `Head.fit`. Heads that do not take bags learn from the mean of each.
 
     Yields
     ------
@@ -56,7 +57,9 @@ def fit_many(
     fitted: dict[int, Head | HeadError] = {}
     position = 0
     for made, positions in cohorts.items():
-        together = made.fit_together([jobs[i] for i in positions], X, y, groups=groups, context=context)
+        together = made.fit_together(
+            [jobs[i] for i in positions], features_for(made, X), y, groups=groups, context=context
+        )
         for place, head in zip(positions, together, strict=True):
             fitted[place] = head
             while position in fitted:

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from data.task import Task
+from heads.bags import Bags, features_for
 from heads.base import Head
 
 Scores = NDArray[np.float64]
 
 
-def scores_of(head: Head, X: NDArray[Any], task: Task) -> Scores:
+def scores_of(head: Head, X: NDArray[Any] | Bags, task: Task) -> Scores:
     """Return a head's scores in the order of the task.
 
     Parameters
@@ -21,7 +22,7 @@ def scores_of(head: Head, X: NDArray[Any], task: Task) -> Scores:
     head
         A fitted head; its labels are the task's codes.
     X
-        Embeddings, shape (n, d).
+        Embeddings, shape (n, d), or bags; a head that does not take bags sees the mean of each.
     task
         The task.
 
@@ -32,6 +33,7 @@ def scores_of(head: Head, X: NDArray[Any], task: Task) -> Scores:
         each label (n, T) for multilabel; values (n,) or (n, T) for regression. A class that the
         head never saw has probability 0.
     """
+    X = features_for(head, X)
     if task.kind == "regression":
         return np.asarray(head.predict(X), dtype=np.float64)
     probability = np.asarray(head.predict_proba(X), dtype=np.float64)
