@@ -48,6 +48,7 @@ __all__ = [
     "counts",
     "fit",
     "fit_and_predict",
+    "fit_labelled",
     "gate",
     "judge",
     "load",
@@ -100,33 +101,53 @@ def fit(config: FitConfig, *, command: str = "", progress: Progress | None = Non
         If the manifest, the features, the splits, the head or the run directory are wrong.
     """
     progress = progress or Silent()
-    started = time.perf_counter()
     with new_run(config.out, overwrite=config.overwrite) as folder:
         data = load(config, progress)
         remarks = [*data.manifest.remarks, *unused_split(config, data), *gate(data, allow=config.allow_leakage)]
-        fitted = fit_and_predict(config, data, progress)
-        thresholds = choose_thresholds(
-            data.task, data.y[fitted.judged[0].rows], fitted.judged[0].scores, rule=config.threshold
-        )
-        metrics = judge(config, data, fitted.judged, _values(thresholds), progress)
-        record = RunRecord(
-            command=command,
-            config=config.to_dict(),
-            manifest_digest=data.manifest.digest,
-            split_digest=digest_json([part.rows.tolist() for part in fitted.judged] + [_folds(fitted)]),
-            inputs=tuple(asdict(block) for block in data.blocks),
-            head={"name": fitted.head.name, "version": fitted.head.version, "params": fitted.head.get_params()},
-            task=data.task.to_dict(),
-            counts=counts(data),
-            metrics=metrics,
-            thresholds={name: threshold.to_dict() for name, threshold in thresholds.items()},
-            leakage=data.leakage.to_dict(),
-            warnings=tuple(dict.fromkeys([*remarks, *fitted.remarks])),
-            seed=config.seed,
-            timings={"total_seconds": time.perf_counter() - started, "fit_seconds": fitted.seconds},
-        )
-        write_run(folder, config, data, fitted, _values(thresholds), record, progress)
+        record, _ = fit_labelled(config, data, folder, remarks=remarks, command=command, progress=progress)
     return record
+
+
+def fit_labelled(
+    config: FitConfig, data: Labelled, folder: Path, *, remarks: Sequence[str], command: str, progress: Progress
+) -> tuple[RunRecord, Fitted]:
+    """Fit a head on data that is loaded and audited, and write its run into a folder.
+
+    Parameters
+    ----------
+    config, data
+        What to fit, and what on.
+    folder
+        Where to write.
+    remarks
+        What is known of the data already; it goes into the record.
+    command, progress
+        See `fit`.
+    """
+    started = time.perf_counter()
+    fitted = fit_and_predict(config, data, progress)
+    thresholds = choose_thresholds(
+        data.task, data.y[fitted.judged[0].rows], fitted.judged[0].scores, rule=config.threshold
+    )
+    metrics = judge(config, data, fitted.judged, _values(thresholds), progress)
+    record = RunRecord(
+        command=command,
+        config=config.to_dict(),
+        manifest_digest=data.manifest.digest,
+        split_digest=digest_json([part.rows.tolist() for part in fitted.judged] + [_folds(fitted)]),
+        inputs=tuple(asdict(block) for block in data.blocks),
+        head={"name": fitted.head.name, "version": fitted.head.version, "params": fitted.head.get_params()},
+        task=data.task.to_dict(),
+        counts=counts(data),
+        metrics=metrics,
+        thresholds={name: threshold.to_dict() for name, threshold in thresholds.items()},
+        leakage=data.leakage.to_dict(),
+        warnings=tuple(dict.fromkeys([*remarks, *fitted.remarks])),
+        seed=config.seed,
+        timings={"total_seconds": time.perf_counter() - started, "fit_seconds": fitted.seconds},
+    )
+    write_run(folder, config, data, fitted, _values(thresholds), record, progress)
+    return record, fitted
 
 
 def fit_and_predict(config: FitConfig, data: Labelled, progress: Progress) -> Fitted:
