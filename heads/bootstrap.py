@@ -53,6 +53,25 @@ def format_number(value: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Series:
+    """A statistic on the data and on every resample.
+
+    Attributes
+    ----------
+    values
+        Shape (1 + n_boot,), the point value first, NaN where it is undefined.
+    reason
+        Why it is undefined, where it is.
+    partial
+        Of a mean over classes, shape (1 + n_boot,): where some of the classes were undefined.
+    """
+
+    values: Floats
+    reason: str
+    partial: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Bootstrap:
     """Which rows are drawn together, how often and from which seed.
 
@@ -176,3 +195,11 @@ class Bootstrap:
         if partial is not None and (n_partial := int(partial[1:].sum())):
             estimate["partial_resamples"] = n_partial
         return estimate
+
+    def estimate_all(self, measured: Any) -> Any:
+        """Return nested mappings with an `Estimate` in the place of every `Series`; the rest as it is."""
+        if isinstance(measured, Series):
+            return self.estimate(measured.values, measured.reason, partial=measured.partial)
+        if isinstance(measured, dict):
+            return {name: self.estimate_all(value) for name, value in measured.items()}
+        return measured

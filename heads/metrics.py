@@ -21,12 +21,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from data.task import Kind
-from heads.bootstrap import Bootstrap, Estimate, Floats
+from heads.bootstrap import Bootstrap, Estimate, Floats, Series
 from heads.errors import HeadError
+from heads.series import Values, mean_series, series
 from heads.sums import LABEL_COUNTS, class_columns, label_columns, macro_prf, micro_and_weighted, moment_columns, spread
 from heads.weighted import class_totals, ranking, ratio, spearman, stacked, totals
-
-Values = dict[str, Floats]
 
 LOWER_IS_BETTER = frozenset({"brier", "log_loss", "ece", "hamming_loss", "mae", "mse", "rmse"})
 HEADLINE: dict[Kind, tuple[str, ...]] = {
@@ -39,30 +38,6 @@ HEADLINE: dict[Kind, tuple[str, ...]] = {
 
 _PER_LABEL = ("roc_auc", "average_precision", "f1", "precision", "recall", "sensitivity", "specificity", "brier", "ece")
 _ALIASES = {"precision": "ppv", "recall": "sensitivity"}
-_NOT_PROBABILITIES = "the scores are not probabilities"
-_REASONS = {
-    "roc_auc": "needs positives and negatives",
-    "average_precision": "needs positives",
-    "balanced_accuracy": "needs every class in the truth",
-    "sensitivity": "needs positives",
-    "recall": "needs samples of the class",
-    "specificity": "needs negatives",
-    "ppv": "nothing was predicted positive",
-    "precision": "nothing was predicted positive",
-    "npv": "nothing was predicted negative",
-    "f1": "no positives, and nothing was predicted positive",
-    "mcc": "truth or prediction is a single class",
-    "cohen_kappa": "truth and prediction are one and the same class",
-    "brier": _NOT_PROBABILITIES,
-    "log_loss": _NOT_PROBABILITIES,
-    "ece": _NOT_PROBABILITIES,
-    "macro_roc_auc": "no class has both positives and negatives",
-    "macro_average_precision": "no class has positives",
-    "exact_match": "no sample has all its labels",
-    "r2": "the truth is constant",
-    "pearson_r": "truth or prediction is constant",
-    "spearman_r": "truth or prediction is constant",
-}
 
 
 def evaluate(
@@ -115,6 +90,47 @@ def evaluate(
     HeadError
         If shapes, label values or scores do not fit the kind.
     """
+    plan = Bootstrap.of(len(np.asarray(y_true)), groups, n_boot=n_boot, seed=seed, level=level)
+    metrics = _measure(kind, y_true, scores, classes, thresholds, min_positives, plan)
+    drawn = {"level": level, "n_boot": n_boot, "seed": seed, "unit": "sample" if groups is None else "group"}
+    return {"n": len(plan.cluster), "n_groups": plan.n_clusters, "bootstrap": drawn, **plan.estimate_all(metrics)}
+
+
+def replicates(
+    kind: Kind,
+    y_true: ArrayLike,
+    scores: ArrayLike,
+    plan: Bootstrap,
+    *,
+    classes: Sequence[str],
+    thresholds: float | Sequence[float] = 0.5,
+    min_positives: int = 1,
+) -> dict[str, Series]:
+    """Return the overall metrics on the data and on every resample of a plan.
+
+    What was replicated with one plan belongs together draw by draw: differences and means of such
+    series are series of differences and means. See `evaluate` for the parameters.
+    """
+    measured = _measure(kind, y_true, scores, classes, thresholds, min_positives, plan)
+    return {name: value for name, value in measured.items() if isinstance(value, Series)}
+
+
+def estimates(metrics: Mapping[str, Any]) -> dict[str, Estimate]:
+    """Return the entries of an `evaluate` result (or of one class in it) that are metrics with intervals."""
+    found = {name: value for name, value in metrics.items() if isinstance(value, dict) and "value" in value}
+    return cast("dict[str, Estimate]", found)
+
+
+def _measure(
+    kind: Kind,
+    y_true: ArrayLike,
+    scores: ArrayLike,
+    classes: Sequence[str],
+    thresholds: float | Sequence[float],
+    min_positives: int,
+    plan: Bootstrap,
+) -> dict[str, Any]:
+    """Return what `evaluate` does, with a `Series` for every metric."""
     if kind not in HEADLINE:
         raise HeadError(f"kind: expected one of {', '.join(HEADLINE)}, got {kind!r}")
     truth, given = np.asarray(y_true, dtype=np.float64), np.asarray(scores, dtype=np.float64)
@@ -122,23 +138,13 @@ def evaluate(
         raise HeadError(f"scores: expected finite numbers, got {int((~np.isfinite(given)).sum())} that are not")
     if np.isinf(truth).any():
         raise HeadError(f"y_true: expected finite numbers, got {int(np.isinf(truth).sum())} infinities")
-    plan = Bootstrap.of(len(truth), groups, n_boot=n_boot, seed=seed, level=level)
     if kind == "binary":
-        metrics = _binary(truth, given, classes, thresholds, plan)
-    elif kind == "multiclass":
-        metrics = _multiclass(truth, given, classes, plan)
-    elif kind == "multilabel":
-        metrics = _multilabel(truth, given, classes, thresholds, min_positives, plan)
-    else:
-        metrics = _regression(truth, given, classes, plan)
-    drawn = {"level": level, "n_boot": n_boot, "seed": seed, "unit": "sample" if groups is None else "group"}
-    return {"n": len(truth), "n_groups": plan.n_clusters, "bootstrap": drawn, **metrics}
-
-
-def estimates(metrics: Mapping[str, Any]) -> dict[str, Estimate]:
-    """Return the entries of an `evaluate` result (or of one class in it) that are metrics with intervals."""
-    found = {name: value for name, value in metrics.items() if isinstance(value, dict) and "value" in value}
-    return cast("dict[str, Estimate]", found)
+        return _binary(truth, given, classes, thresholds, plan)
+    if kind == "multiclass":
+        return _multiclass(truth, given, classes, plan)
+    if kind == "multilabel":
+        return _multilabel(truth, given, classes, thresholds, min_positives, plan)
+    return _regression(truth, given, classes, plan)
 
 
 # --- binary and multilabel: every label is a binary question ---------------------------------------
@@ -157,7 +163,7 @@ def _binary(
     return {
         "prevalence": float(y.mean()),
         "threshold": _as_float(thresholds),
-        **_estimates(plan, {name: of_label[:, 0] for name, of_label in values.items() if name not in _ALIASES}),
+        **series({name: of_label[:, 0] for name, of_label in values.items() if name not in _ALIASES}),
         "confusion": {"classes": list(classes), "counts": [[tn, fp], [fn, tp]]},
     }
 
@@ -193,15 +199,14 @@ def _multilabel(
     per_label = {name: values[name] for name in _PER_LABEL}
     observed, support = np.isfinite(y).sum(0), (y == 1).sum(0)
     return {
-        **_mean_estimates(plan, macro),
-        **_estimates(plan, overall),
+        **mean_series(macro),
+        **series(overall),
         "per_label": {
             label: {
                 "support": int(support[j]),
                 "n_observed": int(observed[j]),
                 "threshold": float(cuts[j]),
-                **_estimates(
-                    plan,
+                **series(
                     {name: of_label[:, j] for name, of_label in per_label.items()},
                     reason=None if observed[j] else "no sample has this label",
                 ),
@@ -298,12 +303,12 @@ def _multiclass(y: Floats, proba: Floats, classes: Sequence[str], plan: Bootstra
     }
     counts = np.bincount(truth * k + predicted, minlength=k * k).reshape(k, k)
     return {
-        **_estimates(plan, overall),
-        **_mean_estimates(plan, macro),
+        **series(overall),
+        **mean_series(macro),
         "per_class": {
             name: {
                 "support": int(support[0, j]),
-                **_estimates(plan, {metric: of_class[:, j] for metric, of_class in per_class.items()}),
+                **series({metric: of_class[:, j] for metric, of_class in per_class.items()}),
             }
             for j, name in enumerate(classes)
         },
@@ -338,13 +343,13 @@ def _regression(y: Floats, predicted: Floats, targets: Sequence[str], plan: Boot
         "spearman_r": replicates["ranks"],
     }
     if len(targets) == 1:
-        return _estimates(plan, {name: of_target[:, 0] for name, of_target in values.items()})
+        return series({name: of_target[:, 0] for name, of_target in values.items()})
     return {
-        **_mean_estimates(plan, values),
+        **mean_series(values),
         "per_target": {
             target: {
                 "n_observed": int(known[:, j].sum()),
-                **_estimates(plan, {name: of_target[:, j] for name, of_target in values.items()}),
+                **series({name: of_target[:, j] for name, of_target in values.items()}),
             }
             for j, target in enumerate(targets)
         },
@@ -352,25 +357,6 @@ def _regression(y: Floats, predicted: Floats, targets: Sequence[str], plan: Boot
 
 
 # --- shared -----------------------------------------------------------------------------------------
-
-
-def _estimates(plan: Bootstrap, values: Values, *, reason: str | None = None) -> dict[str, Estimate]:
-    return {name: plan.estimate(series, reason or _reason(name)) for name, series in values.items()}
-
-
-def _mean_estimates(plan: Bootstrap, values: Values) -> dict[str, Estimate]:
-    """Return the estimates of means over classes: values (R, K), NaN where a class is undefined."""
-    result = {}
-    for name, by_class in values.items():
-        defined = np.isfinite(by_class)
-        mean = ratio(np.where(defined, by_class, 0.0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
-        partial = (defined != defined[:1]).any(axis=1) & defined.any(axis=1)
-        result[name] = plan.estimate(mean, _reason(name), partial=partial)
-    return result
-
-
-def _reason(metric: str) -> str:
-    return _REASONS.get(metric, "no class occurs often enough")
 
 
 def _as_float(threshold: float | Sequence[float]) -> float:
