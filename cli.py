@@ -82,7 +82,7 @@ def _parameters(config: type[Config]) -> list[inspect.Parameter]:
     arguments, options = [], []
     for field, info in config.model_fields.items():
         extra = info.json_schema_extra if isinstance(info.json_schema_extra, Mapping) else {}
-        default = "" if info.is_required() or info.default in (None, {}, False) else f" [default: {info.default}]"
+        default = "" if info.is_required() or info.default in (None, {}, (), False) else f" [default: {info.default}]"
         description = info.description or ""
         text = f"{description[:1].upper()}{description[1:]}.{default}"
         place = extra.get("positional")

@@ -305,7 +305,9 @@ def source_at(manifest: Manifest, position: int) -> Source:
 
 def _written_by(job: Job) -> dict[str, Any]:
     """Return what is recorded with the rows without being part of their identity."""
-    return {"encoder": job.name, "device": job.device, "batch_size": job.batch_size, "versions": library_versions()}
+    made = {"encoder": job.name, "device": job.device, "batch_size": job.batch_size, "versions": library_versions()}
+    similarity = getattr(job.encoder, "similarity", None)
+    return made if similarity is None else {**made, "similarity": dict(similarity)}
 
 
 def library_versions() -> dict[str, str]:

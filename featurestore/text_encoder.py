@@ -31,6 +31,12 @@ class Tokens:
     truncated: int
 
 
+def similarity_of(logit_scale: Tensor, logit_bias: Tensor | None) -> dict[str, float]:
+    """Return scale and bias of a checkpoint's logits, ``scale * cosine + bias``; its `logit_scale` is a logarithm."""
+    similarity = {"scale": float(logit_scale.detach().double().exp())}
+    return similarity if logit_bias is None else {**similarity, "bias": float(logit_bias.detach())}
+
+
 class TextEncoder:
     """A frozen text encoder; fulfils `featurestore.encoder.Encoder`.
 
@@ -44,6 +50,9 @@ class TextEncoder:
         From the token tensors, on the device, to embeddings of shape (n, dim).
     device
         A torch device.
+    similarity
+        How the checkpoint makes logits of the cosines between images and texts: ``scale``, and ``bias`` where it has
+        one. None where it does not say.
 
     Attributes
     ----------
@@ -60,8 +69,10 @@ class TextEncoder:
         tokenize: Callable[[Sequence[str]], Tokens],
         compute: Callable[[Mapping[str, Tensor]], Tensor],
         device: str,
+        similarity: Mapping[str, float] | None = None,
     ) -> None:
         self.spec = spec
+        self.similarity = similarity
         self.truncated = 0
         self._tokenize = tokenize
         self._forward = Forward(compute, device=device, precision=spec.precision)

@@ -10,6 +10,26 @@ from pydantic import Field, PositiveInt
 from data.config import Config, ManifestConfig, Many, Names, Settings, positional
 
 
+class PromptOptions(Config):
+    """How the prompts of the classes are made, for heads that need them."""
+
+    prompt_encoder: str | None = Field(
+        default=None, min_length=1, description="text encoder of the classes' prompts, for heads that need them"
+    )
+    template: Many = Field(
+        default=(), description="a prompt of every class, with {finding} where the class goes; default: five of them"
+    )
+    prompts: Path | None = Field(
+        default=None, description="a YAML or JSON file of templates, names and own prompts of classes"
+    )
+    prompt_average: Literal["mean", "renormalized"] = Field(
+        default="mean", description="a class's prompts: mean of unit vectors, or that scaled to unit length again"
+    )
+    prompt_control: Literal["none", "zero", "shuffled"] = Field(
+        default="none", description="a control: prompts of zeros, or those of other classes"
+    )
+
+
 class FittingConfig(ManifestConfig):
     """What every command that fits heads on stored features can be told."""
 
@@ -45,7 +65,7 @@ class FittingConfig(ManifestConfig):
     overwrite: bool = Field(default=False, description="replace the run directory if it exists")
 
 
-class FitConfig(FittingConfig):
+class FitConfig(PromptOptions, FittingConfig):
     """What `fit-head` can be told."""
 
     head: str = Field(default="linear", description="the head; `frostline heads` lists them")

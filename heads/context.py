@@ -21,11 +21,23 @@ class Context:
     prompts
         Embeddings of the classes' prompts, float32, shape (C, p): a row per class in the order of the
         labels, two for a binary task; a row per target for a multilabel task. None without prompts.
+    negative_prompts
+        Embeddings of the prompts of a label's absence, float32, shape (T, p); of a multilabel task only, whose
+        labels have no other class to be compared with.
+    logit_scale, logit_bias
+        How the checkpoint behind the prompts makes logits of cosines, ``scale * cosine + bias``; None where it
+        does not say.
     """
 
     blocks: tuple[int, ...] = ()
     prompts: NDArray[np.float32] | None = None
+    negative_prompts: NDArray[np.float32] | None = None
+    logit_scale: float | None = None
+    logit_bias: float | None = None
 
     def of_classes(self, chosen: NDArray[Any]) -> Context:
         """Return the context of some classes or targets, by positions or a mask."""
-        return self if self.prompts is None else replace(self, prompts=self.prompts[chosen])
+        if self.prompts is None:
+            return self
+        negative = None if self.negative_prompts is None else self.negative_prompts[chosen]
+        return replace(self, prompts=self.prompts[chosen], negative_prompts=negative)

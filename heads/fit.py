@@ -142,6 +142,7 @@ def fit_labelled(
         metrics=metrics,
         thresholds={name: threshold.to_dict() for name, threshold in thresholds.items()},
         leakage=data.leakage.to_dict(),
+        prompts=data.prompts.to_dict() if data.prompts else {},
         warnings=tuple(dict.fromkeys([*remarks, *fitted.remarks])),
         seed=config.seed,
         timings={"total_seconds": time.perf_counter() - started, "fit_seconds": fitted.seconds},
@@ -218,7 +219,7 @@ def write_run(
         fitted.head,
         task=data.task.to_dict(),
         inputs=[asdict(block) for block in data.blocks],
-        extra={"thresholds": thresholds, "normalize": config.normalize},
+        extra={"thresholds": thresholds, "normalize": config.normalize, "prompts": record.prompts},
     )
     record.write(folder)
     write_plots(folder)

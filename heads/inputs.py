@@ -161,7 +161,7 @@ def load_inputs(
         manifest=manifest.select([int(i) for i in kept]),
         X=np.ascontiguousarray(np.concatenate(blocks, axis=1)),
         keys=keys[0][0][kept],
-        blocks=tuple(_block(each, name) for each, name in zip(features, encoders, strict=True)),
+        blocks=tuple(block_of(each, name) for each, name in zip(features, encoders, strict=True)),
         dropped=dropped,
     )
 
@@ -202,7 +202,8 @@ def _keys(
     return keys, problem
 
 
-def _block(features: Features, name: str) -> Block:
+def block_of(features: Features, name: str) -> Block:
+    """Return what a record says of an encoder's features, by the id they were asked for."""
     spec = features.spec
     return Block(
         encoder=name,

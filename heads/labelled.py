@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from data.task import Targets, Task, labelled
 from featurestore.store import FeatureStore
 from heads.context import Context
 from heads.inputs import Block, Inputs, Normalize, find_features, load_inputs
+from heads.prompts import PromptSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class Labelled:
         What the given splits share.
     dropped
         Samples left out: reason to ids.
+    prompts
+        The prompts of the classes, if there are any.
     """
 
     manifest: Manifest
@@ -81,6 +84,11 @@ class Labelled:
     context: Context
     leakage: LeakageReport
     dropped: Mapping[str, tuple[str, ...]]
+    prompts: PromptSet | None = None
+
+    def with_prompts(self, prompts: PromptSet | None) -> Labelled:
+        """Return the same data with the prompts of the classes, which heads are told of."""
+        return self if prompts is None else replace(self, prompts=prompts, context=prompts.added_to(self.context))
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the positions of one split's samples."""

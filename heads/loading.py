@@ -13,7 +13,9 @@ from data.task import count_classes, encode_targets, read_task
 from featurestore.store import FeatureStore
 from heads.catalog import make_head
 from heads.config import FitConfig
+from heads.errors import HeadError
 from heads.labelled import Labelled, join_features, label
+from heads.prompts import load_prompts
 from heads.thresholds import parse_rule
 
 
@@ -25,8 +27,12 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     task, _ = read_task(manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive)
     # A wrong parameter is found before any file is read.
     parse_rule(config.threshold)
-    make_head(config.head, task.kind, config.set, config.seed)
+    head = make_head(config.head, task.kind, config.set, config.seed)
+    if head.needs_prompts and config.prompt_encoder is None:
+        raise HeadError(f"--head {head.name} needs the prompts of the classes; add --prompt-encoder")
     store = FeatureStore(config.store)
+    # Before the features are found: where the prompts join them in the store, a second run finds the same snapshot.
+    prompts = load_prompts(config, task, store, progress, seed=config.seed)
     inputs = join_features(
         manifest,
         store,
@@ -36,7 +42,7 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
         normalize=config.normalize,
         progress=progress,
     )
-    return label(inputs, task, encode_targets(task, inputs.manifest), store, progress)
+    return label(inputs, task, encode_targets(task, inputs.manifest), store, progress).with_prompts(prompts)
 
 
 def gate(data: Labelled, *, allow: bool) -> list[str]:

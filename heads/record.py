@@ -114,6 +114,8 @@ class RunRecord(BaseModel):
         Per class or label: ``value``, ``rule`` and how it did (`heads.thresholds.Threshold`).
     leakage
         The report of the leakage audit.
+    prompts
+        The prompts of the classes and what made their vectors (`heads.prompts.PromptSet.to_dict`); empty without any.
     warnings
         What a reader must know before believing the numbers, one line each.
     frostline, commit
@@ -139,6 +141,7 @@ class RunRecord(BaseModel):
         default_factory=dict
     )
     leakage: dict[str, Any] = Field(default_factory=dict)
+    prompts: dict[str, Any] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     frostline: str = Field(default_factory=lambda: _version("frostline") or "not installed")
     commit: str | None = Field(default_factory=lambda: read_commit(Path(__file__).resolve().parent.parent))

@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, float32, nn, zeros
 from transformers import AutoConfig, AutoImageProcessor
 
 from featurestore.encoder import Encoder, EncoderOptions
@@ -20,7 +20,7 @@ from featurestore.forward import freeze, is_convolutional
 from featurestore.image_encoder import ImageEncoder
 from featurestore.pooling import choose_pooling, pool
 from featurestore.spec import EncoderSpec
-from featurestore.text_encoder import TextEncoder
+from featurestore.text_encoder import TextEncoder, similarity_of
 from featurestore.transform import ImageTransform
 from featurestore.transform_sources import from_hf
 from featurestore.weights import weights_digest
@@ -230,7 +230,32 @@ def _contrastive_text_encoder(checkpoint: Checkpoint, options: EncoderOptions, c
         dtype=options.dtype,
         dim=tower_config.projection_dim if is_clip else tower_config.projection_size,
     )
-    return TextEncoder(spec=spec, tokenize=tokenize, compute=compute, device=options.device)
+    similarity = _similarity(checkpoint, config)
+    return TextEncoder(spec=spec, tokenize=tokenize, compute=compute, device=options.device, similarity=similarity)
+
+
+class _Logits(transformers.PreTrainedModel):  # type: ignore[misc]
+    """What stands between the towers of CLIP and SigLIP: loading it reads two numbers and no tower."""
+
+    _supports_sdpa = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        is_siglip = config.model_type == "siglip"
+        self.logit_scale = nn.Parameter(zeros(1 if is_siglip else ()))
+        if is_siglip:
+            self.logit_bias = nn.Parameter(zeros(1))
+        self.post_init()
+
+
+def _similarity(checkpoint: Checkpoint, config: Any) -> dict[str, float] | None:
+    """Return scale and bias of the logits; None for random weights and for a checkpoint of the text tower alone."""
+    if checkpoint.seed is not None:
+        return None
+    model, report = checkpoint.load(
+        lambda: _Logits.from_pretrained(**checkpoint.settings, config=config, dtype=float32, output_loading_info=True)
+    )
+    return None if report["missing_keys"] else similarity_of(model.logit_scale, getattr(model, "logit_bias", None))
 
 
 def _tower_config(config: Any, tower: str | None) -> Any:

@@ -29,7 +29,7 @@ from featurestore.hub import from_cache_or_hub
 from featurestore.image_encoder import ImageEncoder
 from featurestore.pooling import choose_pooling, pool
 from featurestore.spec import EncoderSpec
-from featurestore.text_encoder import TextEncoder, Tokens
+from featurestore.text_encoder import TextEncoder, Tokens, similarity_of
 from featurestore.transform_sources import from_open_clip
 from featurestore.weights import first_line, seeded, weights_digest
 
@@ -298,7 +298,8 @@ def _text_encoder(request: _Request, model: Any, tokenizer: Any, options: Encode
         dtype=options.dtype,
         dim=int(request.config["embed_dim"]),
     )
-    return TextEncoder(spec=spec, tokenize=tokenize, compute=compute, device=options.device)
+    similarity = similarity_of(model.logit_scale, getattr(model, "logit_bias", None))
+    return TextEncoder(spec=spec, tokenize=tokenize, compute=compute, device=options.device, similarity=similarity)
 
 
 def _text_architecture(request: _Request, model: Any) -> dict[str, Any]:
