@@ -85,6 +85,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
     accepts_bags
         Whether a row may be several embeddings, see `heads.bags.Bags`. Such a head gets bags only: rows of
         a matrix reach it as bags of one.
+    kept_rows
+        Learned attributes that keep training rows as they are, which are no parameters (`heads.size`).
     """
 
     name: ClassVar[str]
@@ -94,6 +96,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
     needs_prompts: ClassVar[bool] = False
     accepts_missing: ClassVar[bool] = False
     accepts_bags: ClassVar[bool] = False
+    kept_rows: ClassVar[frozenset[str]] = frozenset()
 
     standardize: bool
     kind_: Kind

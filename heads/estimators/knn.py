@@ -45,6 +45,7 @@ class _KNNHead(Head):
     weights: Weights
 
     name = "knn"
+    kept_rows = frozenset({"rows_", "votes_", "weight_"})
 
     @classmethod
     def search_space(cls) -> SearchSpace:

@@ -71,6 +71,7 @@ class _SVMHead(Head):
     random_state: int
 
     name = "svm"
+    kept_rows = frozenset({"support_vectors_"})
     _least_values: ClassVar[int]
     """How many different values a machine needs to learn from."""
 
