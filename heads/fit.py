@@ -40,6 +40,7 @@ from heads.record import RunRecord
 from heads.report import write_plots, write_report
 from heads.run import TRAINED, new_run, write_config, write_history, write_table
 from heads.scoring import Scores, scores_of
+from heads.size import n_parameters
 from heads.thresholds import Threshold, choose_thresholds
 
 __all__ = [
@@ -136,7 +137,12 @@ def fit_labelled(
         manifest_digest=data.manifest.digest,
         split_digest=digest_json([part.rows.tolist() for part in fitted.judged] + [_folds(fitted)]),
         inputs=tuple(asdict(block) for block in data.blocks),
-        head={"name": fitted.head.name, "version": fitted.head.version, "params": fitted.head.get_params()},
+        head={
+            "name": fitted.head.name,
+            "version": fitted.head.version,
+            "params": fitted.head.get_params(),
+            "n_parameters": n_parameters(fitted.head),
+        },
         task=data.task.to_dict(),
         counts=counts(data),
         metrics=metrics,
