@@ -73,7 +73,7 @@ class FitConfig(PromptOptions, FittingConfig):
     normalize: Literal["none", "l2"] = Field(default="none", description="scale each embedding to unit length")
 
 
-class TuneConfig(FittingConfig):
+class TuneConfig(PromptOptions, FittingConfig):
     """What `tune` can be told."""
 
     head: Many = Field(default=("linear",), min_length=1, description="a head to try; several may be given")

@@ -19,7 +19,7 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,26 @@ def new_run(out: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def write_config(run: Path, config: Config) -> None:
-    """Write the resolved configuration; paths are absolute, so that it means the same from anywhere."""
+    """Write the resolved configuration of a run."""
+    (run / "config.yaml").write_text(resolved_yaml(config), encoding="utf-8")
+
+
+def resolved_yaml(config: Config, *, without: Collection[str] = ()) -> str:
+    """Return a configuration as YAML; paths are absolute, so that it means the same from anywhere.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    without
+        Fields to leave out.
+    """
     values = {
         name: str(Path(value).absolute()) if isinstance(getattr(config, name), Path) else value
         for name, value in config.to_dict().items()
+        if name not in without
     }
-    (run / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def write_history(run: Path, history: Mapping[str, Sequence[float | None]]) -> None:

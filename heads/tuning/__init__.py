@@ -1,0 +1,1 @@
+"""Tuning: a study over heads, their parameters and the features they learn from."""

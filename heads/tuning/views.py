@@ -1,0 +1,84 @@
+"""The features of a study's samples in every form it may choose: read from the store, never encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+from data.progress import Silent
+from featurestore.store import FeatureStore
+from heads.errors import HeadError
+from heads.inputs import Normalize
+from heads.labelled import Labelled, join_features
+from heads.tuning.space import View
+
+KEPT = 8
+"""Views that stay in memory."""
+
+
+class Views:
+    """One set of samples, seen through different features.
+
+    Parameters
+    ----------
+    data
+        The samples, with the features of any one view.
+    store
+        Where the features are.
+    precision
+        Which stored precision to use.
+    """
+
+    def __init__(self, data: Labelled, store: FeatureStore, precision: str | None) -> None:
+        self._data, self._store, self._precision = data, store, precision
+        self._kept: dict[View, Labelled] = {}
+
+    def of(self, view: View) -> Labelled:
+        """Return the samples with the features of a view.
+
+        Raises
+        ------
+        HeadError
+            If some of the samples lack them.
+        FeaturesMissing
+            If the store does.
+        """
+        if view not in self._kept:
+            if len(self._kept) >= KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[view] = self._read(view)
+        return self._kept[view]
+
+    def _read(self, view: View) -> Labelled:
+        inputs = join_features(
+            self._data.manifest,
+            self._store,
+            view.encoders,
+            pooling=view.pooling,
+            precision=self._precision,
+            normalize=cast("Normalize", view.normalize),
+            progress=Silent(),
+        )
+        missing = len(self._data.manifest) - len(inputs.manifest)
+        if missing:
+            raise HeadError(
+                f"{' + '.join(view.encoders)} with pooling {view.pooling}: {missing} of {len(self._data.manifest)} "
+                f"samples have no such features; extract them, or choose one --pooling"
+            )
+        blocks = tuple(block.dim for block in inputs.blocks)
+        context = replace(self._data.context, blocks=blocks)
+        return replace(self._data, X=inputs.X, blocks=inputs.blocks, context=context)
+
+
+def stored_poolings(store: FeatureStore, encoders: Sequence[str], precision: str | None) -> tuple[str | None, ...]:
+    """Return the poolings to choose from: those that all encoders are stored with, or None where there is no choice."""
+    everything = store.features()
+    found = [
+        {each.spec.pooling for each in everything if name in each.names and precision in (None, each.spec.precision)}
+        for name in encoders
+    ]
+    if all(len(poolings) == 1 for poolings in found):
+        return (None,)
+    # Without a common one the store explains what differs when the features are looked up.
+    return tuple(sorted(set.intersection(*found))) or (None,)
