@@ -46,8 +46,8 @@ def solve(
     X: Array, y: Array, C: float, classes: int, weight: Array | None = None, tol: float = 1e-6
 ) -> logistic.Solution:
     weight = np.ones(len(y)) if weight is None else weight
-    labels = y if classes > 2 else y[:, None].astype(float)
-    return fit_logistic(Design.of(X), labels, weight[:, None], C, classes=classes, tol=tol)
+    labels = y if classes > 2 else y[None].astype(float)
+    return fit_logistic(Design.of(X), labels, weight[None], C, classes=classes, tol=tol)
 
 
 SETS = {
@@ -90,13 +90,13 @@ def test_row_weights_are_repetitions() -> None:
 
 def test_problems_solved_together_equal_problems_solved_alone() -> None:
     X, y = SETS["overlapping, 4 classes"]
-    weight = (np.arange(len(y))[:, None] % 5 != np.arange(5)).astype(float)
+    weight = (np.arange(len(y)) % 5 != np.arange(5)[:, None]).astype(float)
     design = Design.of(X)
     together = fit_logistic(design, y, weight, 1.0, classes=4, tol=1e-8)
     for fold in range(5):
-        alone = fit_logistic(design, y, weight[:, [fold]], 1.0, classes=4, tol=1e-8)
+        alone = fit_logistic(design, y, weight[[fold]], 1.0, classes=4, tol=1e-8)
         assert together.objective[fold] == pytest.approx(alone.objective[0], rel=2e-8)
-        rows = weight[:, fold] > 0
+        rows = weight[fold] > 0
         reference = LogisticRegression(C=1.0, tol=1e-8, max_iter=2000).fit(X[rows], y[rows])
         scores = X @ together.coef[fold].T + together.intercept[fold]
         assert np.allclose(scores - scores.mean(1, keepdims=True), reference.decision_function(X), atol=5e-3)
@@ -107,26 +107,26 @@ def test_missing_labels_have_no_weight() -> None:
     X, _ = SETS["overlapping"]
     Y = (X[:, :3] + rng.normal(size=(len(X), 3)) > 0).astype(float)
     weight = (rng.random(Y.shape) < 0.6).astype(float)
-    solved = fit_logistic(Design.of(X), Y, weight, 0.5, tol=1e-8)
+    solved = fit_logistic(Design.of(X), Y.T, weight.T, 0.5, tol=1e-8)
     for label in range(3):
         rows = weight[:, label] > 0
         reference = LogisticRegression(C=0.5, tol=1e-8, max_iter=2000).fit(X[rows], Y[rows, label])
         assert np.allclose(solved.coef[label], reference.coef_, atol=2e-3)
-        held = solved.losses[~rows, label]
+        held = solved.losses[label, ~rows]
         expected = -reference.predict_log_proba(X[~rows])[np.arange((~rows).sum()), Y[~rows, label].astype(int)]
         assert np.allclose(held, expected, atol=5e-3)
 
 
 def test_a_class_absent_from_a_problem_does_not_diverge() -> None:
     X, y = SETS["overlapping, 4 classes"]
-    solved = fit_logistic(Design.of(X), y, (y != 2).astype(float)[:, None], 1.0, classes=4, tol=1e-4)
+    solved = fit_logistic(Design.of(X), y, (y != 2).astype(float)[None], 1.0, classes=4, tol=1e-4)
     assert np.isfinite(solved.coef).all()
     assert np.abs(solved.intercept).max() < 100
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = SETS["overlapping, 4 classes"]
-    weight = (np.arange(len(y))[:, None] % 5 != np.arange(5)).astype(float)
+    weight = (np.arange(len(y)) % 5 != np.arange(5)[:, None]).astype(float)
     whole = fit_logistic(Design.of(X), y, weight, 1.0, classes=4)
     monkeypatch.setattr(logistic, "BLOCK", 2 * len(y) * 4)
     parts = fit_logistic(Design.of(X), y, weight, 1.0, classes=4)
