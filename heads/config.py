@@ -30,18 +30,14 @@ class PromptOptions(Config):
     )
 
 
-class FittingConfig(ManifestConfig):
-    """What every command that fits heads on stored features can be told."""
+class TaskConfig(ManifestConfig):
+    """What every command can be told that predicts a target from stored features and judges it."""
 
     store: Path = Field(description="the feature store")
     encoder: Many = Field(min_length=1, description="encoder id as stored; several are joined side by side")
     target: Names = Field(min_length=1, description="target column, or several joined by commas")
     kind: Literal["auto", "binary", "multiclass", "multilabel", "regression"] = Field(
         default="auto", description="what kind of task it is"
-    )
-    folds: int = Field(default=5, ge=2, description="folds of the grouped, stratified cross-validation")
-    threshold: str = Field(
-        default="youden", description="chosen on out-of-fold scores: youden, 0.5, sensitivity=0.9 or specificity=0.9"
     )
     positive: str | None = Field(
         default=None, description="the positive class of a binary task; default: the last in order"
@@ -53,6 +49,19 @@ class FittingConfig(ManifestConfig):
     bootstrap: int = Field(default=1000, ge=0, description="resamples of groups behind each interval")
     pooling: str | None = Field(default=None, description="which stored pooling to use, if there are several")
     precision: str | None = Field(default=None, description="which stored precision to use, if there are several")
+    seed: int = Field(default=0, ge=0, description="seed of folds, fits and intervals")
+    out: Path = Field(description="the run directory to write")
+    overwrite: bool = Field(default=False, description="replace the run directory if it exists")
+
+
+class FittingConfig(TaskConfig):
+    """What every command that fits heads on stored features can be told."""
+
+    folds: int = Field(default=5, ge=2, description="folds of the grouped, stratified cross-validation")
+    threshold: str = Field(
+        default="youden",
+        description="chosen on out-of-fold scores: youden, gmean, 0.5, sensitivity=0.9 or specificity=0.9",
+    )
     allow_leakage: bool = Field(
         default=False, description="fit in spite of shared groups or samples; the report says so"
     )
@@ -60,9 +69,6 @@ class FittingConfig(ManifestConfig):
         default="train+val",
         description="rows of the final head, which judges test rows; val rows are judged by a head of train rows",
     )
-    seed: int = Field(default=0, ge=0, description="seed of folds, fits and intervals")
-    out: Path = Field(description="the run directory to write")
-    overwrite: bool = Field(default=False, description="replace the run directory if it exists")
 
 
 class FitConfig(PromptOptions, FittingConfig):
@@ -71,6 +77,41 @@ class FitConfig(PromptOptions, FittingConfig):
     head: str = Field(default="linear", description="the head; `frostline heads` lists them")
     set: Settings = Field(default={}, description="a parameter of the head, key=value")
     normalize: Literal["none", "l2"] = Field(default="none", description="scale each embedding to unit length")
+    calibration: Literal["none", "temperature", "isotonic"] = Field(
+        default="none",
+        description="makes probabilities of scores, learned out of fold; isotonic takes 1,000 rows or more",
+    )
+    coverage: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of rows whose truth a prediction set or interval shall hold, e.g. 0.9",
+    )
+    sealed: bool = Field(default=False, description="leave the rows of the test split unjudged and unopened")
+
+
+class CompareConfig(FitConfig):
+    """What `compare` can be told; what `fit-head` can be told holds for every cell."""
+
+    manifest: Path = Field(
+        description="labelled samples, or a suite: a YAML file of data sets, encoders and heads",
+        json_schema_extra=positional(1),
+    )
+    store: Path | None = Field(default=None, description="the feature store")  # type: ignore[assignment] # or a suite's
+    encoder: Many = Field(default=(), description="an encoder id as stored, or several joined: a+b; one column each")
+    target: Names = Field(default=(), description="target column, or several joined by commas")
+    head: Many = Field(  # type: ignore[assignment] # a cell has one
+        default=(), description="a head to compare; `frostline heads` lists them; default: linear"
+    )
+    repeats: int = Field(default=1, ge=1, description="times that the cross-validation is repeated, on other folds")
+    judge: Literal["cv", "val", "test"] = Field(
+        default="cv", description="the rows that heads are compared on: out-of-fold, val or test"
+    )
+    metric: Names = Field(default=(), description="metrics to test and rank by; default: the first three of the task")
+    few_shot: int = Field(
+        default=0, ge=0, description="draws of 1, 2, 4 ... samples per class behind a few-shot curve; 0: no curve"
+    )
+    no_baselines: bool = Field(default=False, description="leave out the prior and the zero-shot baseline")
 
 
 class TuneConfig(PromptOptions, FittingConfig):
@@ -103,6 +144,22 @@ class TuneConfig(PromptOptions, FittingConfig):
     storage: str | None = Field(
         default=None, description="journal file, or URL of a database, that holds the study; default: in --out"
     )
+
+
+class ZeroShotConfig(PromptOptions, TaskConfig):
+    """What `zero-shot` can be told."""
+
+    encoder: Many = Field(
+        min_length=1, max_length=1, description="encoder id as stored, of images or texts, that encodes prompts too"
+    )
+    prompt_encoder: str | None = Field(
+        default=None, min_length=1, description="text encoder of the prompts; default: the text tower of --encoder"
+    )
+    prompt_average: Literal["mean", "renormalized"] = Field(
+        default="renormalized",
+        description="a class's prompts: mean of unit vectors, or that scaled to unit length again",
+    )
+    set: Settings = Field(default={}, description="a parameter of the zero_shot head, key=value")
 
 
 class EvaluateConfig(ManifestConfig):
