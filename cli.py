@@ -24,7 +24,7 @@ from data.config import Config, read_yaml
 from data.errors import FrostlineError
 from data.progress import Bars, Lines, Progress
 from featurestore.config import ExtractConfig
-from heads.config import EvaluateConfig, FitConfig, PredictConfig
+from heads.config import EvaluateConfig, FitConfig, PredictConfig, TuneConfig, ZeroShotConfig
 
 PARTLY_FAILED = 3
 """Exit code of a command that finished although some samples failed."""
@@ -147,6 +147,34 @@ def fit_head(config: FitConfig, *, as_json: Json = False) -> None:
         _say(f"warning: {warning}")
     _print(record.to_dict() if as_json else metric_table(record.metrics))
     _say(f"run: {config.out}  report: {config.out / 'report.html'}")
+
+
+@command(ZeroShotConfig, name="zero-shot")
+def zero_shot(config: ZeroShotConfig, *, as_json: Json = False) -> None:
+    """Tell classes apart by their prompts alone, without training, and judge that."""
+    from heads.table import metric_table
+    from heads.zero_shot import zero_shot as run_zero_shot
+
+    with _progress() as progress:
+        record = run_zero_shot(config, command=_command_line(), progress=progress)
+    for warning in record.warnings:
+        _say(f"warning: {warning}")
+    _print(record.to_dict() if as_json else metric_table(record.metrics))
+    _say(f"run: {config.out}  report: {config.out / 'report.html'}")
+
+
+@command(TuneConfig, name="tune")
+def tune(config: TuneConfig, *, as_json: Json = False) -> None:
+    """Search heads, their parameters and their features; the same command goes on after an interruption."""
+    from heads.tune import tune as run_study
+    from heads.tuning.page import text
+
+    with _progress() as progress:
+        record = run_study(config, command=_command_line(), progress=progress)
+    for warning in record.warnings:
+        _say(f"warning: {warning}")
+    _print(record.to_dict() if as_json else text(record))
+    _say(f"best: {config.out / 'best.yaml'}  report: {config.out / 'report.html'}")
 
 
 @command(EvaluateConfig, name="evaluate")

@@ -80,6 +80,12 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
         Whether it is fitted with torch.
     needs_prompts
         Whether it learns from the prompts of the classes as well, see `heads.context.Context`.
+    uses_prompts
+        Whether it learns from them if there are any.
+    compares_prompts
+        Whether it compares rows with prompts, which then must be of one space.
+    learns_from_rows
+        Whether it learns more from rows than which classes there are.
     accepts_missing
         Whether a block of features may be missing from a row, where it is NaN throughout.
     accepts_bags
@@ -94,6 +100,9 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
     kinds: ClassVar[frozenset[Kind]]
     uses_torch: ClassVar[bool] = False
     needs_prompts: ClassVar[bool] = False
+    uses_prompts: ClassVar[bool] = False
+    compares_prompts: ClassVar[bool] = False
+    learns_from_rows: ClassVar[bool] = True
     accepts_missing: ClassVar[bool] = False
     accepts_bags: ClassVar[bool] = False
     kept_rows: ClassVar[frozenset[str]] = frozenset()
@@ -248,6 +257,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
         if not self.accepts_bags:
             takers = ", ".join(name for name in list_heads() if takes_bags(name))
             raise HeadError(f"{self.name} does not take bags; give it their mean, X.mean(), or use one of: {takers}")
+        if not len(X):
+            raise HeadError(f"{self.name}: no bags; expected at least one")
         return cast("Floats", X.with_values(self._matrix(X.values, reset=reset, fewest=0)))
 
     def _matrix(self, X: ArrayLike, *, reset: bool, fewest: int) -> Floats:

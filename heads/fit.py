@@ -2,7 +2,7 @@
 
 ::
 
-    labelled data -> leakage gate -> folds -> out-of-fold scores -> thresholds
+    labelled data -> leakage gate -> folds -> out-of-fold scores -> calibration, thresholds, prediction sets
                   -> refit on all training rows -> val, test -> run directory
 
 Everything that is chosen (thresholds, stopping epochs, penalties) is chosen on training rows; the
@@ -14,10 +14,11 @@ from __future__ import annotations
 import re
 import time
 import warnings as python_warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,21 +28,26 @@ from data.errors import SplitError
 from data.progress import Progress, Silent
 from data.split import make_folds
 from data.task import Task
+from featurestore.store import FeatureStore
 from heads.artifact import save_bundle
 from heads.base import Head, HeadWarning
 from heads.catalog import make_head
-from heads.config import FitConfig
+from heads.config import FitConfig, TaskConfig
+from heads.conformal import Conformal
+from heads.decisions import Decisions, decide
 from heads.errors import HeadError
-from heads.judging import Judged, judge, predictions
+from heads.inputs import Normalize
+from heads.judging import Judged, judge, judge_calibration, judge_sets, predictions
 from heads.labelled import Labelled
 from heads.loading import counts, gate, load, unused_split
 from heads.many import Job, fit_many
+from heads.recalibration import Recalibration
 from heads.record import RunRecord
 from heads.report import write_plots, write_report
-from heads.run import TRAINED, new_run, write_config, write_history, write_table
+from heads.run import TRAINED, new_run, truth_columns, write_config, write_history, write_table
 from heads.scoring import Scores, scores_of
+from heads.seal import Openings, open_test, run_digest
 from heads.size import n_parameters
-from heads.thresholds import Threshold, choose_thresholds
 
 __all__ = [
     "Fitted",
@@ -51,10 +57,13 @@ __all__ = [
     "fit_and_predict",
     "fit_labelled",
     "gate",
+    "head_remarks",
     "judge",
     "load",
+    "open_test_rows",
     "out_of_fold",
     "predictions",
+    "write_judged",
     "write_run",
 ]
 
@@ -126,11 +135,59 @@ def fit_labelled(
         See `fit`.
     """
     started = time.perf_counter()
+    openings = None if config.sealed else open_test_rows(config, data, command)
     fitted = fit_and_predict(config, data, progress)
-    thresholds = choose_thresholds(
-        data.task, data.y[fitted.judged[0].rows], fitted.judged[0].scores, rule=config.threshold
+    decisions, judged = decide(config, data, fitted.judged)
+    fitted = replace(fitted, judged=tuple(judged))
+    record = write_judged(
+        config,
+        data,
+        fitted,
+        decisions,
+        folder,
+        normalize=config.normalize,
+        remarks=[*remarks, *_sealed(config, data)],
+        openings=openings,
+        command=command,
+        started=started,
+        progress=progress,
     )
-    metrics = judge(config, data, fitted.judged, _values(thresholds), progress)
+    return record, fitted
+
+
+def write_judged(
+    config: TaskConfig,
+    data: Labelled,
+    fitted: Fitted,
+    decisions: Decisions,
+    folder: Path,
+    *,
+    normalize: Normalize,
+    remarks: Sequence[str],
+    openings: Openings | None,
+    command: str,
+    started: float,
+    progress: Progress,
+) -> RunRecord:
+    """Judge what a head predicted, and write its run into a folder.
+
+    Parameters
+    ----------
+    config, data, fitted
+        What was asked for, on what, and what came of it.
+    decisions
+        What turned its scores into answers.
+    folder
+        Where to write.
+    normalize
+        How the features were scaled.
+    openings
+        How often the test rows have been opened; None if they were not.
+    remarks, command, progress
+        See `fit_labelled`.
+    started
+        When the work began, by `time.perf_counter`.
+    """
     record = RunRecord(
         command=command,
         config=config.to_dict(),
@@ -145,16 +202,19 @@ def fit_labelled(
         },
         task=data.task.to_dict(),
         counts=counts(data),
-        metrics=metrics,
-        thresholds={name: threshold.to_dict() for name, threshold in thresholds.items()},
+        metrics=judge(config, data, fitted.judged, decisions.cuts, progress),
+        thresholds={name: threshold.to_dict() for name, threshold in decisions.thresholds.items()},
+        calibration=_described(decisions.recalibration, judge_calibration, config, data, fitted),
+        conformal=_described(decisions.conformal, judge_sets, config, data, fitted),
         leakage=data.leakage.to_dict(),
         prompts=data.prompts.to_dict() if data.prompts else {},
-        warnings=tuple(dict.fromkeys([*remarks, *fitted.remarks])),
+        warnings=tuple(dict.fromkeys([*remarks, *fitted.remarks, *decisions.remarks])),
         seed=config.seed,
+        openings=openings.to_dict() if openings else {},
         timings={"total_seconds": time.perf_counter() - started, "fit_seconds": fitted.seconds},
     )
-    write_run(folder, config, data, fitted, _values(thresholds), record, progress)
-    return record, fitted
+    write_run(folder, config, data, fitted, decisions, record, progress, normalize=normalize)
+    return record
 
 
 def fit_and_predict(config: FitConfig, data: Labelled, progress: Progress) -> Fitted:
@@ -170,7 +230,7 @@ def fit_and_predict(config: FitConfig, data: Labelled, progress: Progress) -> Fi
     progress.stage(f"fitting {config.head}", len(fitted_on) + 1)
     heads: list[Head] = []
     remarks = list(folds.warnings)
-    with _remarks(remarks, data.task):
+    with head_remarks(remarks, data.task):
         jobs = [
             Job(make_head(config.head, data.task.kind, config.set, config.seed), rows) for rows in [*fitted_on, final]
         ]
@@ -184,7 +244,7 @@ def fit_and_predict(config: FitConfig, data: Labelled, progress: Progress) -> Fi
     judged = [Judged("cv", train, out_of_fold(heads[: config.folds], data, train, folds.assignment), folds.assignment)]
     if len(val):
         judged.append(Judged("val", val, scores_of(heads[config.folds], data.X[val], data.task)))
-    if len(test):
+    if len(test) and not config.sealed:
         judged.append(Judged("test", test, scores_of(heads[-1], data.X[test], data.task)))
     return Fitted(head=heads[-1], rows=final, judged=tuple(judged), seconds=seconds, remarks=tuple(remarks))
 
@@ -200,22 +260,25 @@ def out_of_fold(heads: Sequence[Head], data: Labelled, train: NDArray[np.int64],
 
 def write_run(
     folder: Path,
-    config: FitConfig,
+    config: TaskConfig,
     data: Labelled,
     fitted: Fitted,
-    thresholds: list[float],
+    decisions: Decisions,
     record: RunRecord,
     progress: Progress,
+    *,
+    normalize: Normalize,
 ) -> None:
     """Write everything that a run directory holds."""
     progress.stage("plots and report", 2)
     write_config(folder, config)
-    write_table(folder / "predictions.csv", predictions(data, fitted.judged, thresholds))
+    write_table(folder / "predictions.csv", predictions(data, fitted.judged, decisions.cuts))
     write_table(
         folder / TRAINED,
         {
             "id": [data.manifest.ids[i] for i in fitted.rows],
             "key": [key_hex(data.keys[i]) for i in fitted.rows],
+            **truth_columns(data.task, data.y[fitted.rows]),
         },
     )
     if hasattr(fitted.head, "history_"):
@@ -225,7 +288,7 @@ def write_run(
         fitted.head,
         task=data.task.to_dict(),
         inputs=[asdict(block) for block in data.blocks],
-        extra={"thresholds": thresholds, "normalize": config.normalize, "prompts": record.prompts},
+        extra={**decisions.to_extra(), "normalize": normalize, "prompts": record.prompts},
     )
     record.write(folder)
     write_plots(folder)
@@ -255,18 +318,41 @@ def _refuse_one_class(data: Labelled, train: NDArray[np.int64], folds: NDArray[n
             )
 
 
-def _values(thresholds: Mapping[str, Threshold]) -> list[float]:
-    return [threshold.value for threshold in thresholds.values()]
+def open_test_rows(config: TaskConfig, data: Labelled, command: str) -> Openings | None:
+    """Note that the test rows are about to be scored, and count who did; None where there are none."""
+    test = data.rows("test")
+    if not len(test):
+        return None
+    run = run_digest(config.to_dict(), data.manifest.digest, [asdict(block) for block in data.blocks])
+    return open_test(FeatureStore(config.store), data.keys[test], config.target, run, command=command)
+
+
+def _sealed(config: FitConfig, data: Labelled) -> list[str]:
+    if not config.sealed:
+        return []
+    advice = "to judge them once all is decided: frostline evaluate RUN MANIFEST --store DIR --split test"
+    return [f"the {len(data.rows('test'))} test rows are sealed: none was scored; {advice}"]
+
+
+def _described(
+    learned: Recalibration | Conformal | None,
+    judge_splits: Callable[[TaskConfig, Labelled, Sequence[Judged]], Mapping[str, Any]],
+    config: TaskConfig,
+    data: Labelled,
+    fitted: Fitted,
+) -> dict[str, Any]:
+    """Return what was learned and how it did on each split; empty if it was not asked for."""
+    return {} if learned is None else {**learned.to_dict(), "splits": judge_splits(config, data, fitted.judged)}
 
 
 def _folds(fitted: Fitted) -> list[int]:
+    """Return the folds of the cross-validation, which is the first judged part if there is one."""
     fold = fitted.judged[0].fold
-    assert fold is not None  # the first judged part is the cross-validation
-    return [int(k) for k in fold]
+    return [] if fold is None else [int(k) for k in fold]
 
 
 @contextmanager
-def _remarks(remarks: list[str], task: Task) -> Iterator[None]:
+def head_remarks(remarks: list[str], task: Task) -> Iterator[None]:
     """Collect what heads warn about, each remark once and with the target's name, instead of printing it."""
     with python_warnings.catch_warnings(record=True) as caught:
         python_warnings.simplefilter("always", HeadWarning)

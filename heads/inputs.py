@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digest import Keys, as_keys, id_key, key_bytes
+from data.errors import ConfigError
 from data.filecache import FileCache
-from data.manifest import Manifest, Source
+from data.manifest import Manifest, Modality, Source
 from data.progress import Progress, Silent
 from data.sources import read_manifest
 from featurestore.errors import FeaturesMissing
@@ -73,7 +74,12 @@ class Inputs:
 
 
 def find_features(
-    store: FeatureStore, encoders: Sequence[str], *, pooling: str | None = None, precision: str | None = None
+    store: FeatureStore,
+    encoders: Sequence[str],
+    *,
+    pooling: str | None = None,
+    precision: str | None = None,
+    modality: Modality | None = None,
 ) -> list[Features]:
     """Return the stored features of each encoder id; no encoder is loaded.
 
@@ -84,12 +90,24 @@ def find_features(
     HeadError
         If an encoder is named twice.
     """
-    found = [store.find(name, pooling=pooling, precision=precision) for name in encoders]
+    found = [_find(store, name, pooling, precision, modality) for name in encoders]
     prints = [features.fingerprint for features in found]
     for name, fingerprint in zip(encoders, prints, strict=True):
         if prints.count(fingerprint) > 1:
             raise HeadError(f"--encoder {name}: the same features are named twice; name each encoder once")
     return found
+
+
+def _find(
+    store: FeatureStore, name: str, pooling: str | None, precision: str | None, modality: Modality | None
+) -> Features:
+    """Return the features of one id; where it names two towers, those of a modality."""
+    try:
+        return store.find(name, pooling=pooling, precision=precision)
+    except ConfigError:
+        if modality is None:
+            raise
+        return store.find(name, pooling=pooling, precision=precision, modality=modality)
 
 
 def load_inputs(

@@ -10,25 +10,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.progress import Progress
-from heads.config import FitConfig
+from heads.bootstrap import Estimate
+from heads.config import TaskConfig
+from heads.conformal import Regions, judge_regions
 from heads.labelled import Labelled
 from heads.metrics import evaluate
-from heads.run import prediction_columns, truth_columns
+from heads.reliability import judge_reliability
+from heads.run import prediction_columns, raw_columns, region_columns, truth_columns
 from heads.scoring import Scores, answers, class_probabilities
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Rows that were predicted by a head that never saw them."""
+    """Rows that were predicted by a head that never saw them.
+
+    Attributes
+    ----------
+    split, rows
+        Which rows.
+    scores
+        As `heads.scoring.scores_of` returns them; calibrated, if `heads.decisions.decide` was asked to.
+    fold
+        The fold of each row of the cross-validation.
+    raw
+        The scores before they were calibrated; None if they were not.
+    regions
+        The rows' prediction sets or intervals, if there are any.
+    """
 
     split: str
     rows: NDArray[np.int64]
     scores: Scores
     fold: NDArray[np.int64] | None = None
+    raw: Scores | None = None
+    regions: Regions | None = None
 
 
 def judge(
-    config: FitConfig, data: Labelled, judged: Sequence[Judged], thresholds: Sequence[float], progress: Progress
+    config: TaskConfig, data: Labelled, judged: Sequence[Judged], thresholds: Sequence[float], progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """Return the metrics of each split, with intervals over effective groups."""
     progress.stage("intervals", len(judged))
@@ -49,6 +68,38 @@ def judge(
     return metrics
 
 
+def judge_calibration(
+    config: TaskConfig, data: Labelled, judged: Sequence[Judged]
+) -> dict[str, dict[str, dict[str, Estimate]]]:
+    """Return the reliability of each split before and after the scores were calibrated."""
+    return {
+        part.split: {
+            when: judge_reliability(
+                data.task, data.y[part.rows], scores, data.groups[part.rows], n_boot=config.bootstrap, seed=config.seed
+            )
+            for when, scores in (("before", part.raw), ("after", part.scores))
+            if scores is not None
+        }
+        for part in judged
+    }
+
+
+def judge_sets(config: TaskConfig, data: Labelled, judged: Sequence[Judged]) -> dict[str, dict[str, Estimate]]:
+    """Return how often the prediction sets of each split hold the truth, and how large they are."""
+    return {
+        part.split: judge_regions(
+            data.task.kind,
+            data.y[part.rows],
+            part.regions,
+            data.groups[part.rows],
+            n_boot=config.bootstrap,
+            seed=config.seed,
+        )
+        for part in judged
+        if part.regions is not None
+    }
+
+
 def predictions(data: Labelled, judged: Sequence[Judged], thresholds: Sequence[float]) -> dict[str, list[str]]:
     """Return one row per judged sample, as text columns."""
     table: dict[str, list[str]] = {}
@@ -64,6 +115,10 @@ def predictions(data: Labelled, judged: Sequence[Judged], thresholds: Sequence[f
                 data.task, class_probabilities(part.scores, data.task), answers(part.scores, data.task, thresholds)
             ),
         }
+        if part.regions is not None:
+            columns |= region_columns(data.task, part.regions)
+        if part.raw is not None:
+            columns |= raw_columns(data.task, class_probabilities(part.raw, data.task))
         for name, values in columns.items():
             table.setdefault(name, []).extend(values)
     return table

@@ -90,6 +90,22 @@ class Labelled:
         """Return the same data with the prompts of the classes, which heads are told of."""
         return self if prompts is None else replace(self, prompts=prompts, context=prompts.added_to(self.context))
 
+    def take(self, rows: NDArray[np.int64], reason: str) -> Labelled:
+        """Return the same data of some of the samples, by position; the others are dropped for a reason."""
+        left = np.setdiff1d(np.arange(len(self.y)), rows)
+        gone = {reason: tuple(self.manifest.ids[i] for i in left)} if len(left) else {}
+        return replace(
+            self,
+            manifest=self.manifest.select([int(i) for i in rows]),
+            keys=self.keys[rows],
+            X=self.X[rows],
+            y=self.y[rows],
+            split=self.split[rows],
+            groups=self.groups[rows],
+            group_names=tuple(self.group_names[i] for i in rows),
+            dropped={**self.dropped, **gone},
+        )
+
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the positions of one split's samples."""
         return np.flatnonzero(self.split == split)
@@ -106,7 +122,7 @@ def join_features(
     progress: Progress,
 ) -> Inputs:
     """Join the stored features of some encoders to a manifest; see `load_inputs`."""
-    features = find_features(store, encoders, pooling=pooling, precision=precision)
+    features = find_features(store, encoders, pooling=pooling, precision=precision, modality=manifest.modality)
     return load_inputs(
         manifest,
         features,

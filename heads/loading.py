@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import LeakageError
+from data.errors import LeakageError, SplitError
 from data.progress import Progress
 from data.sources import read_manifest
 from data.task import count_classes, encode_targets, read_task
@@ -15,7 +15,7 @@ from heads.catalog import make_head
 from heads.config import FitConfig
 from heads.errors import HeadError
 from heads.labelled import Labelled, join_features, label
-from heads.prompts import load_prompts
+from heads.prompts import load_prompts, refuse_unaligned
 from heads.thresholds import parse_rule
 
 
@@ -30,6 +30,8 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     head = make_head(config.head, task.kind, config.set, config.seed)
     if head.needs_prompts and config.prompt_encoder is None:
         raise HeadError(f"--head {head.name} needs the prompts of the classes; add --prompt-encoder")
+    if config.prompt_encoder is not None and not (head.needs_prompts or head.uses_prompts):
+        raise HeadError(f"--prompt-encoder: head {head.name} learns nothing from prompts; leave it out")
     store = FeatureStore(config.store)
     # Before the features are found: where the prompts join them in the store, a second run finds the same snapshot.
     prompts = load_prompts(config, task, store, progress, seed=config.seed)
@@ -42,7 +44,12 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
         normalize=config.normalize,
         progress=progress,
     )
-    return label(inputs, task, encode_targets(task, inputs.manifest), store, progress).with_prompts(prompts)
+    if prompts is not None and head.compares_prompts:
+        refuse_unaligned(head.name, inputs.blocks, prompts)
+    data = label(inputs, task, encode_targets(task, inputs.manifest), store, progress).with_prompts(prompts)
+    if config.sealed and not len(data.rows("test")):
+        raise SplitError(f"--sealed: {config.manifest} has no test rows to leave sealed; name the split with --split")
+    return data
 
 
 def gate(data: Labelled, *, allow: bool) -> list[str]:

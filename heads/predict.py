@@ -161,7 +161,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     rows = data.rows(config.split) if config.split else data.rows("train")
     if not len(rows):
         raise SplitError(f"{config.manifest}: column {column!r} has no labelled row of split {config.split!r}")
-    warnings = _trained_on(config, data, rows)
+    warnings = _trained_on(config, data, rows) if bundle.head.learns_from_rows else []
     metrics = evaluate_metrics(
         task.kind,
         data.y[rows],

@@ -21,9 +21,9 @@ from data.digest import Keys, as_keys, content_key, digest_json
 from data.progress import Progress
 from data.prompts import PromptTexts, make_prompts
 from data.task import Task
-from featurestore.catalog import canonical
+from featurestore.catalog import ALIASES, canonical
 from featurestore.config import ExtractConfig
-from featurestore.errors import EncoderError, FeaturesMissing
+from featurestore.errors import EncoderError, FeaturesMissing, UnknownEncoder
 from featurestore.extract import extract
 from featurestore.features import Features
 from featurestore.store import FeatureStore
@@ -177,6 +177,43 @@ def shuffled(n: int, seed: int) -> NDArray[np.int64]:
     cycle = np.empty(n, np.int64)
     cycle[order] = np.roll(order, 1)
     return cycle
+
+
+def refuse_unaligned(head: str, blocks: Sequence[Block], prompts: PromptSet) -> None:
+    """Refuse features and prompts that no common space makes comparable.
+
+    Comparable are the two towers of one checkpoint, and texts with prompts of their own encoder.
+
+    Raises
+    ------
+    HeadError
+        If they are of different checkpoints, or pooled differently.
+    """
+    if len(blocks) > 1:
+        raise HeadError(f"{head} compares prompts with the features of one encoder, {len(blocks)} were named")
+    block, text = blocks[0], prompts.block
+    if _checkpoint(block) != _checkpoint(text):
+        aligned = ", ".join(row.alias for row in ALIASES if row.modality is None)
+        raise HeadError(
+            f"{head} compares features with prompts, but {block.encoder} and {text.encoder} share no space; "
+            f"name one checkpoint with an image and a text tower for both ({aligned}, any CLIP or SigLIP), or "
+            f"classify texts by prompts of their own encoder"
+        )
+    if block.pooling != text.pooling:
+        raise HeadError(
+            f"{head} compares features with prompts, but those of {block.encoder} are pooled by {block.pooling} and "
+            f"prompts by {text.pooling}, which is another space; extract with --pooling {text.pooling}"
+        )
+
+
+def _checkpoint(block: Block) -> str:
+    """Return the full id of an encoder, without the fingerprint that may narrow it."""
+    base, _, mark = block.encoder.rpartition("@")
+    name = base if mark and block.fingerprint.startswith(mark) else block.encoder
+    try:
+        return canonical(name)
+    except UnknownEncoder:  # imported features have names of their own
+        return name
 
 
 def _fingerprint(described: dict[str, Any]) -> str:

@@ -65,6 +65,8 @@ def sentence(record: RunRecord) -> str:
         negative=negative, positive=positive, n=len(task.classes), targets=", ".join(task.targets)
     )
     dims = sum(block["dim"] for block in record.inputs)
+    if "folds" not in record.config and record.prompts:
+        return _sentence_without_training(record, aim, dims)
     train = counts["splits"].get("train", counts)
     judged = [
         f"{counts['splits'][split]['samples']:,} {SPLIT_NAMES[split].lower()} samples"
@@ -84,6 +86,20 @@ def sentence(record: RunRecord) -> str:
         f"A {record.head['name']} head learned {aim} from {dims:,} frozen features of "
         f"{' and '.join(block['encoder'] for block in record.inputs)}, on {train['samples']:,} samples"
         f" of {train['groups']:,} groups. It was judged by {judged_on}.{refit}"
+    )
+
+
+def _sentence_without_training(record: RunRecord, aim: str, dims: int) -> str:
+    """Return what was done where no sample was learned from."""
+    judged = " and ".join(
+        f"{record.counts['splits'][split]['samples']:,} {SPLIT_NAMES[split].lower()} samples"
+        for split in SPLITS
+        if split in record.metrics
+    )
+    return (
+        f"A {record.head['name']} head was asked {aim} by the prompts of the classes in {dims:,} frozen features of "
+        f"{' and '.join(block['encoder'] for block in record.inputs)}. It learned from no sample and was judged by "
+        f"{judged}."
     )
 
 
@@ -258,9 +274,26 @@ def head_section(record: RunRecord) -> Html:
         )
         mark = element("code", block["fingerprint"][:12], title=block["fingerprint"])
         items.append((block["encoder"], join([f"{block['modality']}: {described}; fingerprint ", mark])))
+    if record.prompts:
+        items.append(("Prompts", _prompts(record.prompts)))
     params = ", ".join(f"{name} = {value}" for name, value in record.head["params"].items()) or "none"
     items += [("Head", f"{record.head['name']}, version {record.head['version']}"), ("Parameters", params)]
     return join([element("h3", "Features and head"), definitions(items)])
+
+
+def _prompts(prompts: Mapping[str, Any]) -> Html:
+    """Return what the classes' prompts are and how their vectors were made."""
+    shown = [f"{name}: {'; '.join(texts)}" for name, texts in zip(prompts["classes"], prompts["positive"], strict=True)]
+    count = sum(len(texts) for side in ("positive", "negative") for texts in prompts[side] or ())
+    control = "" if prompts["control"] == "none" else f", as a control: {prompts['control']}"
+    mark = element("code", prompts["fingerprint"][:12], title=prompts["fingerprint"])
+    return join(
+        [
+            f"{count} texts by {prompts['encoder']['encoder']}, averaged: {prompts['average']}{control}; fingerprint ",
+            mark,
+            element("details", element("summary", "Texts"), element("ul", *(element("li", text) for text in shown))),
+        ]
+    )
 
 
 def thresholds_section(record: RunRecord) -> Html:
@@ -276,6 +309,8 @@ def thresholds_section(record: RunRecord) -> Html:
         ]
         for name, threshold in record.thresholds.items()
     ]
+    fixed = {threshold["rule"] for threshold in record.thresholds.values()} == {"half"}
+    chosen = "Fixed beforehand." if fixed else "Chosen on out-of-fold scores of the training samples."
     return join(
         [
             element("h3", "Thresholds"),
@@ -283,7 +318,7 @@ def thresholds_section(record: RunRecord) -> Html:
                 ["", "Threshold", "Chosen for", "Sensitivity", "Specificity"],
                 rows,
                 label="Thresholds",
-                caption="Chosen on out-of-fold scores of the training samples; a score at the threshold is positive.",
+                caption=f"{chosen} A score at the threshold is positive.",
             ),
         ]
     )

@@ -25,7 +25,8 @@ from heads.params import parse_params
 quiet = pytest.mark.filterwarnings("ignore::heads.base.HeadWarning")
 
 KINDS: tuple[Kind, ...] = ("binary", "multiclass", "multilabel", "regression")
-CLASSES = [made for name in list_heads() for made in head_classes(name)]
+# What learns from no row cannot be asked to learn; zero_shot is tested in tests/unit/heads/test_zero_shot.py.
+CLASSES = [made for name in list_heads() for made in head_classes(name) if made.learns_from_rows]
 CASES = [(made, kind) for made in CLASSES for kind in KINDS if kind in made.kinds]
 case = pytest.mark.parametrize(("made", "kind"), CASES, ids=[f"{made.__name__}-{kind}" for made, kind in CASES])
 classifier = pytest.mark.parametrize(
@@ -33,21 +34,36 @@ classifier = pytest.mark.parametrize(
 )
 every = pytest.mark.parametrize("made", CLASSES, ids=lambda m: m.__name__)
 
+SMALL_NETWORK: dict[str, Any] = {"dropout": 0.0, "lr": 1e-2, "batch_size": 32, "max_epochs": 30, "members": 2}
 # Cheap constructor arguments, by class; a head that is not named is tried with its defaults.
 CHEAP: dict[str, dict[str, Any]] = {
     "LinearClassifier": {"C": 1.0},
     "LinearRegressor": {"alpha": 1.0},
     "KNNClassifier": {"weights": "uniform"},
     "KNNRegressor": {"weights": "uniform"},
-    "MLPHeadClassifier": {
-        "hidden": (16,),
+    "MLPHeadClassifier": {"hidden": (16,), **SMALL_NETWORK},
+    "MLPHeadRegressor": {"hidden": (16,), **SMALL_NETWORK},
+    "AttentionMILClassifier": {
+        "hidden": 16,
         "dropout": 0.0,
         "lr": 1e-2,
-        "batch_size": 32,
+        "bags_per_step": 32,
         "max_epochs": 30,
         "members": 2,
     },
-    "MLPHeadRegressor": {"hidden": (16,), "dropout": 0.0, "lr": 1e-2, "batch_size": 32, "max_epochs": 30, "members": 2},
+    "AttentionMILRegressor": {
+        "hidden": 16,
+        "dropout": 0.0,
+        "lr": 1e-2,
+        "bags_per_step": 32,
+        "max_epochs": 30,
+        "members": 2,
+    },
+    "ConcatFusionClassifier": {"branch_hidden": (16,), "prompt_hidden": (16,), **SMALL_NETWORK},
+    "ConcatFusionRegressor": {"branch_hidden": (16,), "prompt_hidden": (16,), **SMALL_NETWORK},
+    "WeightedSumClassifier": {"hidden": (16,), **SMALL_NETWORK},
+    "WeightedSumRegressor": {"hidden": (16,), **SMALL_NETWORK},
+    "PromptSimilarityClassifier": {"branch_hidden": (16,), "width": 8, **SMALL_NETWORK},
     "GBMClassifier": {"max_rounds": 100, "members": 2},
     "GBMRegressor": {"max_rounds": 100, "members": 2},
 }
@@ -62,21 +78,24 @@ NOT_ALL: dict[str, str] = {
     "check_class_weight_classifiers": "class_weight is None or 'balanced'; weights by class go into sample_weight",
     "check_supervised_y_2d": "a column of y is a multilabel task with one label",
 }
+NOT_FOR_NETWORKS: dict[str, str] = {
+    "check_sample_weight_equivalence_on_dense_data": "batches and dropout are drawn by row",
+    "check_methods_subset_invariance": "float32 products depend on the number of rows in the last digit",
+}
 NOT_BY_CLASS: dict[str, dict[str, str]] = {
+    "MLPHeadClassifier": NOT_FOR_NETWORKS,
+    "MLPHeadRegressor": NOT_FOR_NETWORKS,
+    "ConcatFusionClassifier": NOT_FOR_NETWORKS,
+    "ConcatFusionRegressor": NOT_FOR_NETWORKS,
+    "WeightedSumClassifier": NOT_FOR_NETWORKS,
+    "WeightedSumRegressor": NOT_FOR_NETWORKS,
+    "PromptSimilarityClassifier": NOT_FOR_NETWORKS,
     "LinearClassifier": {
         "check_sample_weight_equivalence_on_dense_data": "the optimum is reached to 1e-10 of the objective, "
         "which is not 1e-7 of a probability; equivalence is tested in tests/unit/heads/test_linear.py",
     },
     "KNNClassifier": {
         "check_sample_weight_equivalence_on_dense_data": "a repeated row takes several of the k places",
-    },
-    "MLPHeadClassifier": {
-        "check_sample_weight_equivalence_on_dense_data": "batches and dropout are drawn by row",
-        "check_methods_subset_invariance": "float32 products depend on the number of rows in the last digit",
-    },
-    "MLPHeadRegressor": {
-        "check_sample_weight_equivalence_on_dense_data": "batches and dropout are drawn by row",
-        "check_methods_subset_invariance": "float32 products depend on the number of rows in the last digit",
     },
     "GBMClassifier": {
         "check_sample_weight_equivalence_on_dense_data": "bins, leaves and the inner split count rows",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from heads.catalog import list_heads
+from heads.catalog import head_classes, list_heads
 
 QUICK = {
     "linear": [],
@@ -43,7 +43,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_every_head_is_tried_here() -> None:
-    assert set(QUICK) == set(list_heads())
+    learning = {name for name in list_heads() if all(made.learns_from_rows for made in head_classes(name))}
+    assert set(QUICK) == learning  # the others are tried by their own commands
 
 
 @pytest.mark.parametrize("head", QUICK)
