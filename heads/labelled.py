@@ -106,6 +106,22 @@ class Labelled:
             dropped={**self.dropped, **gone},
         )
 
+    def take(self, rows: NDArray[np.int64], reason: str) -> Labelled:
+        """Return the same data of some of the samples, by position; the others are dropped for a reason."""
+        left = np.setdiff1d(np.arange(len(self.y)), rows)
+        gone = {reason: tuple(self.manifest.ids[i] for i in left)} if len(left) else {}
+        return replace(
+            self,
+            manifest=self.manifest.select([int(i) for i in rows]),
+            keys=self.keys[rows],
+            X=self.X[rows],
+            y=self.y[rows],
+            split=self.split[rows],
+            groups=self.groups[rows],
+            group_names=tuple(self.group_names[i] for i in rows),
+            dropped={**self.dropped, **gone},
+        )
+
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the positions of one split's samples."""
         return np.flatnonzero(self.split == split)
