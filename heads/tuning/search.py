@@ -137,18 +137,25 @@ def search(study: Any, plan: Plan, progress: Progress) -> None:
     _refuse_failure(study)
 
 
-def best_trial(study: Any, plan: Plan) -> Any:
+def best_trial(trials: Sequence[Any], sign: int) -> Any:
     """Return the trial with the best mean over all folds, the first of equals.
+
+    Parameters
+    ----------
+    trials
+        Finished trials.
+    sign
+        1 if more is better, else -1.
 
     Raises
     ------
     HeadError
-        If no trial was scored on all folds.
+        If none was scored on all folds.
     """
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not complete:
         raise HeadError("no trial was finished before the time was over; raise --timeout")
-    return max(complete, key=lambda trial: (plan.sign * trial.value, -trial.number))
+    return max(complete, key=lambda trial: (sign * trial.value, -trial.number))
 
 
 def candidate_of(trial: Any, space: Space) -> Candidate:
