@@ -2,66 +2,39 @@
 
 ::
 
-    folds x configurations = recipes --same number of steps and slots--> cohorts --a chunk at a time-->
-    gather a batch per fold -> forward of G stacked models -> one backward -> AdamW on flat rows
-    -> per epoch: monitor loss, best weights, plateau, early stopping; who has stopped leaves
+    folds x configurations = recipes --same number of steps and slots--> cohorts, one part per core
+    step: gather, noise and dropout bits once per fold -> block by block: forward of g stacked models,
+          one backward, AdamW
+    epoch: monitor loss, best weights, plateau, early stopping; who has stopped leaves
 
-Everything random is drawn per (seed, fold, epoch, step): configurations of one fold see the same
-batches, noise and dropout masks, and a model's result does not depend on who trains beside it. On a
-CPU the weights are bit-identical however the recipes are grouped; across devices they agree in law.
+Everything random is drawn per (seed, fold, epoch), step after step: configurations of one fold see the
+same batches, noise and dropout masks, and a model's result does not depend on who trains beside it. On
+a CPU the weights are bit-identical however the recipes are grouped; across devices they agree in law.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from heads.errors import HeadError
-from heads.losses import entry_losses, weighted_mean, weighted_sum
-from heads.training.corpus import Corpus, Stream, as_tensor
-from heads.training.course import Course, schedule_factor
-from heads.training.layers import TrainingPass
-from heads.training.optimizer import StackedAdamW
+from heads.folds import side_by_side
+from heads.training.cohort import Architecture, Cohort, ScaledArchitecture
+from heads.training.corpus import Corpus, Targets, as_tensor
 from heads.training.plan import Fold, Recipe, Regime, TrainedModel
+
+__all__ = ["Architecture", "ScaledArchitecture", "logits_of", "torch_device", "train_many", "train_one"]
 
 Floats = NDArray[np.floating[Any]]
 
-_CPU_AT_ONCE = 16  # measured: more models than this fall out of the cache
-_MONITOR_CHUNK = 512
+_WEIGHTS_AT_ONCE = 2**27  # of all models of a cohort: 2.5 GiB with gradients, Adam's moments and the best ones
 _SCORE_CHUNK = 4096
-
-
-class Architecture(Protocol):
-    """A family of models of one shape.
-
-    Weights are named tensors; matrices decay, vectors (biases, gains, shifts) do not.
-    """
-
-    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the initial weights of one model, on the CPU."""
-        ...
-
-    def running(self) -> dict[str, Tensor]:
-        """Return the initial running statistics of one model: state that no gradient reaches."""
-        ...
-
-    def forward(self, state: Mapping[str, Tensor], x: Tensor, training: TrainingPass | None) -> Tensor:
-        """Return logits (G, b, k) of features (G, b, d), from weights and statistics stacked over models."""
-        ...
-
-
-@runtime_checkable
-class ScaledArchitecture(Architecture, Protocol):
-    """An architecture some of whose weights learn faster or slower than the rest."""
-
-    def lr_factors(self) -> Mapping[str, float]:
-        """Return what the learning rate of these weights is multiplied by, by name."""
-        ...
 
 
 def train_many(
@@ -74,6 +47,7 @@ def train_many(
     regime: Regime,
     device: str = "cpu",
     at_once: int | None = None,
+    workers: int | None = None,
 ) -> list[TrainedModel | HeadError]:
     """Train one model per recipe.
 
@@ -84,13 +58,15 @@ def train_many(
     X
         Features, shape (n, d); float16 is read as such and computed in float32.
     y
-        Targets, see `Regime.loss`.
+        Targets, see `Regime.loss`, of folds that have none of their own.
     folds, recipes, regime
         What each model is trained on, and how.
     device
         ``cpu``, ``cuda`` or ``cuda:i``.
     at_once
-        Models trained at once; by default 16 on a CPU, all of them on a GPU. Results do not depend on it.
+        Models in memory per worker at most; by default as many as have 2^27 weights together.
+    workers
+        Threads of one core each, on a CPU; by default one per core. Results depend on neither.
 
     Returns
     -------
@@ -103,18 +79,22 @@ def train_many(
         If the device is not there or a fold has no training rows.
     """
     place = torch_device(device)
-    features, targets = as_tensor(X, place), as_tensor(y, place).float().reshape(len(y), -1)
+    features, targets = as_tensor(X, place), Targets(y, place)
     corpora = [Corpus(fold, features, targets, regime.batch_size) for fold in folds]
     cohorts: dict[tuple[int, int, int], list[int]] = {}
-    for position, recipe in enumerate(recipes):
-        cohorts.setdefault(corpora[recipe.fold].layout, []).append(position)
+    # Models of one stream side by side: what they share is drawn once.
+    for position in sorted(range(len(recipes)), key=lambda i: (recipes[i].fold, recipes[i].seed)):
+        cohorts.setdefault(corpora[recipes[position].fold].layout, []).append(position)
+    workers = (workers or os.cpu_count() or 1) if place.type == "cpu" else 1
+    size = at_once or max(1, _WEIGHTS_AT_ONCE // _size(architecture))
+    parts = [part for positions in cohorts.values() for part in _parts(positions, workers, size)]
+
+    def train(part: list[int]) -> list[TrainedModel | HeadError]:
+        return Cohort(architecture, corpora, [recipes[i] for i in part], regime).train()
+
     trained: dict[int, TrainedModel | HeadError] = {}
-    for positions in cohorts.values():
-        size = at_once or (_CPU_AT_ONCE if place.type == "cpu" else len(positions))
-        for start in range(0, len(positions), size):
-            chunk = positions[start : start + size]
-            cohort = _Cohort(architecture, corpora, [recipes[i] for i in chunk], regime)
-            trained.update(zip(chunk, cohort.train(), strict=True))
+    for part, models in zip(parts, side_by_side(train, parts, torch_threads=True, workers=workers), strict=True):
+        trained.update(zip(part, models, strict=True))
     return [trained[position] for position in range(len(recipes))]
 
 
@@ -176,149 +156,16 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-class _Cohort:
-    """Models trained in lock-step: equally many steps per epoch, equally many slots per batch."""
+def _size(architecture: Architecture) -> int:
+    """Return the number of weights of a model."""
+    return sum(value.numel() for value in architecture.initial(torch.Generator()).values())
 
-    def __init__(
-        self, architecture: Architecture, corpora: Sequence[Corpus], recipes: Sequence[Recipe], regime: Regime
-    ) -> None:
-        self._architecture, self._regime, self._recipes = architecture, regime, list(recipes)
-        self._device = corpora[0].features.device
-        self._courses = [Course(regime.patience, regime.min_delta, regime.schedule) for _ in recipes]
-        self._best: list[dict[str, Tensor]] = [{} for _ in recipes]
-        self._steps, _, self._monitor_slots = corpora[recipes[0].fold].layout
-        keys = list(dict.fromkeys((recipe.seed, recipe.fold) for recipe in recipes))
-        self._all_streams = [Stream(seed, corpora[fold]) for seed, fold in keys]
-        self._stream_of = [keys.index((recipe.seed, recipe.fold)) for recipe in recipes]
-        started = [architecture.initial(self._all_streams[i].generator("initial")) for i in self._stream_of]
-        factors = architecture.lr_factors() if isinstance(architecture, ScaledArchitecture) else None
-        self._weights = StackedAdamW(started, self._device, factors)
-        self._running = {
-            name: value.to(self._device).repeat(len(recipes), *[1] * value.ndim)
-            for name, value in architecture.running().items()
-        }
-        self._noisy = any(recipe.input_noise for recipe in recipes)
-        self._enlist(list(range(len(recipes))))
 
-    def train(self) -> list[TrainedModel | HeadError]:
-        """Run the epochs; return the models in the order of the recipes."""
-        for epoch in range(self._regime.max_epochs):
-            losses = self._run_epoch(epoch).tolist()
-            monitored = self._monitor()
-            rates = self._lr(epoch, self._steps - 1)[:, 0].tolist()
-            self._close_epoch(losses, [None] * len(losses) if monitored is None else monitored.tolist(), rates)
-            if not self._alive:
-                break
-        return [self._result(position) for position in range(len(self._recipes))]
-
-    def _enlist(self, alive: list[int]) -> None:
-        """Make the per-model tensors of the models that go on."""
-        self._alive = alive
-        recipes = [self._recipes[i] for i in alive]
-        used = sorted({self._stream_of[i] for i in alive})
-        self._streams = [self._all_streams[i] for i in used]
-        self._stream = torch.tensor([used.index(self._stream_of[i]) for i in alive], device=self._device)
-        self._base_lr = self._column([recipe.lr for recipe in recipes])[:, None]
-        self._decay = self._column([recipe.weight_decay for recipe in recipes])[:, None]
-        self._noise = self._column([recipe.input_noise for recipe in recipes])[:, None, None]
-        dropout = [recipe.dropout for recipe in recipes]
-        self._dropout = self._column(dropout) if any(dropout) else None
-        self._settings = {
-            name: self._column([getattr(recipe, name) for recipe in recipes])
-            for name in ("smoothing", "gamma", "delta")
-        }
-        self._state = self._weights.leaves | self._running
-
-    def _column(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._device)
-
-    def _run_epoch(self, epoch: int) -> Tensor:
-        """Take all steps of an epoch; return each model's mean loss, shape (G,)."""
-        for stream in self._streams:
-            stream.order = stream.corpus.order(stream.generator("order", epoch))
-        total = torch.zeros(len(self._alive), device=self._device)
-        for step in range(self._steps):
-            total += self._step(epoch, step)
-        return total / self._steps
-
-    def _step(self, epoch: int, step: int) -> Tensor:
-        x, targets, weights = self._gather([stream.order[step] for stream in self._streams])
-        real = torch.stack([stream.corpus.real[step] for stream in self._streams])
-        x = self._with_noise(x, epoch, step)
-        training = TrainingPass(
-            row_share=(real / real.sum(dim=1, keepdim=True))[self._stream][:, None],
-            rates=self._dropout,
-            generators=[s.generator("dropout", epoch, step, device=self._device) for s in self._streams],
-            stream=self._stream,
-        )
-        logits = self._architecture.forward(self._state, x, training)
-        loss = weighted_mean(self._entries(logits, targets), weights * real[self._stream][..., None])
-        self._weights.step(loss.sum(), self._lr(epoch, step), self._decay)
-        return loss.detach()
-
-    def _gather(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return each model's features (G, b, d), targets and weights (G, b, T); rows are gathered once per stream."""
-        parts = [stream.corpus.take(index) for stream, index in zip(self._streams, rows, strict=True)]
-        if len(parts) == 1:
-            x, targets, weights = (part.expand(len(self._alive), *part.shape) for part in parts[0])
-        else:
-            x, targets, weights = (torch.stack(column)[self._stream] for column in zip(*parts, strict=True))
-        return x, targets, weights
-
-    def _with_noise(self, x: Tensor, epoch: int, step: int) -> Tensor:
-        if not self._noisy:
-            return x
-        draws = []
-        for stream in self._streams:
-            generator = stream.generator("noise", epoch, step, device=self._device)
-            draws.append(torch.randn(x.shape[1:], generator=generator, device=self._device) * stream.corpus.spread)
-        return torch.addcmul(x, torch.stack(draws)[self._stream] if len(draws) > 1 else draws[0], self._noise)
-
-    def _entries(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return entry_losses(self._regime.loss, logits, targets, **self._settings)
-
-    def _lr(self, epoch: int, step: int) -> Tensor:
-        """Return the learning rate of each model at a step, shape (G, 1)."""
-        done, total = epoch * self._steps + step, self._steps * self._regime.max_epochs
-        plateau = self._column([self._courses[i].factor for i in self._alive])[:, None]
-        return self._base_lr * plateau * schedule_factor(self._regime.schedule, done, total, self._regime.warmup)
-
-    @torch.no_grad()
-    def _monitor(self) -> Tensor | None:
-        """Return each model's mean loss over its monitor rows, shape (G,), or None if there are none."""
-        if not self._monitor_slots:
-            return None
-        total = weight = torch.zeros(len(self._alive), device=self._device)
-        for start in range(0, self._monitor_slots, _MONITOR_CHUNK):
-            part = slice(start, start + _MONITOR_CHUNK)
-            x, targets, weights = self._gather([stream.corpus.monitor[part] for stream in self._streams])
-            real = torch.stack([stream.corpus.monitor_real[part] for stream in self._streams])[self._stream]
-            logits = self._architecture.forward(self._state, x, None)
-            sums = weighted_sum(self._entries(logits, targets), weights * real[..., None])
-            total, weight = total + sums[0], weight + sums[1]
-        return total / torch.where(weight > 0, weight, 1.0)
-
-    def _close_epoch(self, losses: list[float], monitored: list[float | None], rates: list[float]) -> None:
-        """Tell every course how its epoch went, keep the best weights, and let the finished ones go."""
-        for g, position in enumerate(self._alive):
-            if self._courses[position].observe(losses[g], monitored[g], rates[g]):
-                self._best[position] = {name: value[g].detach().clone() for name, value in self._state.items()}
-        staying = [g for g, position in enumerate(self._alive) if not self._courses[position].finished]
-        if len(staying) < len(self._alive):
-            chosen = torch.tensor(staying, dtype=torch.int64, device=self._device)
-            self._weights.select(chosen)
-            self._running = {name: value[chosen] for name, value in self._running.items()}
-            self._enlist([self._alive[g] for g in staying])
-
-    def _result(self, position: int) -> TrainedModel | HeadError:
-        course, recipe = self._courses[position], self._recipes[position]
-        if course.best_epoch is None:
-            return HeadError(
-                f"training diverged: the loss was not finite in the first epoch; lower lr (now {recipe.lr:g}), "
-                "and let the head standardize its features"
-            )
-        state = {name: value.cpu().numpy() for name, value in self._best[position].items()}
-        return TrainedModel(state=state, best_epoch=course.best_epoch, history=course.history)
+def _parts(positions: list[int], workers: int, size: int) -> list[list[int]]:
+    """Cut positions into as many equal parts as there are workers, or more, none longer than `size`."""
+    count = min(len(positions), max(workers, -(-len(positions) // size)))
+    ends = [len(positions) * k // count for k in range(count + 1)]
+    return [positions[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def _chunks(X: Floats) -> Iterator[Floats]:

@@ -19,7 +19,9 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def side_by_side(fit: Callable[[Job], Result], jobs: Sequence[Job], *, torch_threads: bool) -> Iterator[Result]:
+def side_by_side(
+    fit: Callable[[Job], Result], jobs: Sequence[Job], *, torch_threads: bool, workers: int | None = None
+) -> Iterator[Result]:
     """Yield the result of each job, in order, while as many run as there are cores.
 
     Parameters
@@ -30,8 +32,10 @@ def side_by_side(fit: Callable[[Job], Result], jobs: Sequence[Job], *, torch_thr
         What to do.
     torch_threads
         Whether the jobs compute with torch, whose threads must be limited as well.
+    workers
+        How many run at once; by default one per core.
     """
-    with _one_thread_each(torch_threads=torch_threads), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with _one_thread_each(torch_threads=torch_threads), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         yield from pool.map(lambda job: _limited(fit, job), jobs)
 
 

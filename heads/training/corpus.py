@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heads.errors import HeadError
+from heads.training.draws import generator_of
 from heads.training.plan import Fold, Rows
 
 _SLOTS = 16  # batches are padded to a multiple of this
@@ -24,19 +23,17 @@ class Corpus:
     `layout` is (steps, slots, monitor slots): what two folds must have in common to be trained in lock-step.
     """
 
-    def __init__(self, fold: Fold, features: Tensor, targets: Tensor, batch_size: int) -> None:
+    def __init__(self, fold: Fold, features: Tensor, targets: Targets, batch_size: int) -> None:
         device, rows = features.device, len(fold.train)
         if not rows:
             raise HeadError(f"fold {fold.number} has no training rows")
-        self.features, self.targets, self.number = features, targets, fold.number
+        self.features, self.number = features, fold.number
         self.train = torch.from_numpy(fold.train.astype(np.int64))
-        observed = ~torch.isnan(targets)
-        self.weights = observed.float()
-        if fold.weight is not None:
-            self.weights *= as_tensor(fold.weight, device).float().reshape(len(targets), -1)
-        self.targets = torch.where(observed, targets, 0.0)
+        self.targets, self.weights = targets.of(fold)
         self.shift = None if fold.shift is None else as_tensor(fold.shift, device).float()
         self.scale = None if fold.scale is None else as_tensor(fold.scale, device).float()
+        # Rows are drawn by weight, or all are taken in a random order.
+        self.chance = None if fold.chance is None else torch.from_numpy(np.cumsum(fold.chance / fold.chance.sum()))
 
         steps = -(-rows // batch_size)
         slots = _round_up(-(-rows // steps), _SLOTS)
@@ -46,24 +43,33 @@ class Corpus:
         batches = [_padded(np.arange(a, b), slots, torch.device("cpu")) for a, b in zip([0, *ends], ends, strict=False)]
         self._slots = torch.stack([positions for positions, _ in batches])
         self.real = torch.stack([real for _, real in batches]).to(device)
+        self.share = (self.real / self.real.sum(dim=1, keepdim=True))[:, None]
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Return the rows of every batch of an epoch, shape (steps, slots)."""
-        return self.train[torch.randperm(len(self.train), generator=generator)][self._slots].to(self.features.device)
+        if self.chance is None:
+            drawn = torch.randperm(len(self.train), generator=generator)
+        else:
+            uniform = torch.rand(len(self.train), generator=generator, dtype=torch.float64)
+            drawn = torch.searchsorted(self.chance, uniform, right=True).clamp(max=len(self.train) - 1)
+        return self.train[drawn][self._slots].to(self.features.device)
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return features (b, d), targets (b, T) and weights (b, T) of some rows."""
-        x = self.features[rows].float()
+    def features_of(self, rows: Tensor, out: Tensor) -> None:
+        """Write the features of some rows to a tensor (b, d)."""
+        if self.features.dtype == out.dtype:
+            torch.index_select(self.features, 0, rows, out=out)
+        else:
+            out.copy_(self.features[rows])
         if self.shift is not None:
-            x = x - self.shift
+            out.sub_(self.shift)
         if self.scale is not None:
-            x = x / self.scale
-        return x, self.targets[rows], self.weights[rows]
+            out.div_(self.scale)
 
     @cached_property
     def spread(self) -> Tensor:
         """Return the standard deviation of each feature over the training rows where it is not missing, shape (d,)."""
-        x = self.take(self.train.to(self.features.device))[0]
+        x = self.features.new_empty((len(self.train), self.features.shape[1]), dtype=torch.float32)
+        self.features_of(self.train.to(self.features.device), x)
         absent = x.isnan()
         if not absent.any():
             return x.std(dim=0, correction=0)
@@ -72,19 +78,51 @@ class Corpus:
         return torch.sqrt(centred.square().sum(dim=0) / known)
 
 
-@dataclass(eq=False)
+class Targets:
+    """The targets and weights of folds; folds that name the same arrays share the tensors.
+
+    Parameters
+    ----------
+    y
+        The targets of folds that have none of their own.
+    device
+        Where to keep them.
+    """
+
+    def __init__(self, y: NDArray[Any], device: torch.device) -> None:
+        self._y, self._device = y, device
+        self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def of(self, fold: Fold) -> tuple[Tensor, Tensor]:
+        """Return targets, 0 where missing, and weights, each of shape (n, T)."""
+        y = self._y if fold.y is None else fold.y
+        key = id(y), id(fold.weight)
+        if key not in self._known:
+            targets = as_tensor(y, self._device).float().reshape(len(y), -1)
+            observed = ~torch.isnan(targets)
+            weights = observed.float()
+            if fold.weight is not None:
+                weights *= as_tensor(fold.weight, self._device).float().reshape(len(targets), -1)
+            self._known[key] = torch.where(observed, targets, 0.0), weights
+        return self._known[key]
+
+
 class Stream:
     """The randomness of one (seed, fold), which all its configurations share."""
 
-    seed: int
-    corpus: Corpus
-    order: Tensor = field(default_factory=lambda: torch.empty(0))
+    def __init__(self, seed: int, corpus: Corpus) -> None:
+        self.seed, self.corpus = seed, corpus
+
+    def begin(self, epoch: int) -> None:
+        """Order the rows of an epoch, and begin its noise and dropout."""
+        device = self.corpus.features.device
+        self.order = self.corpus.order(self.generator("order", epoch))
+        self.noise = self.generator("noise", epoch, device=device)
+        self.dropout = self.generator("dropout", epoch, device=device)
 
     def generator(self, purpose: str, *place: int, device: torch.device | None = None) -> torch.Generator:
-        """Return a generator that depends on the stream, the purpose and the epoch and step only."""
-        key = repr((self.seed, self.corpus.number, purpose, *place)).encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
-        return torch.Generator(device or "cpu").manual_seed(seed)
+        """Return a generator that depends on the stream, the purpose and the place only."""
+        return generator_of(self.seed, self.corpus.number, purpose, *place, device=device)
 
 
 def as_tensor(array: NDArray[Any], device: torch.device) -> Tensor:

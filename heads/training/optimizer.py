@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -13,10 +14,37 @@ _BETA2: Final = 0.999
 _EPS: Final = 1e-8
 
 
-class StackedAdamW:
-    """Weights of G models as rows of one matrix, so that a step of AdamW [1]_ is a few passes over memory.
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Neighbouring models whose gradients are taken together.
 
-    Weight decay is decoupled and reaches matrices only: biases, gains and shifts are vectors.
+    Attributes
+    ----------
+    models
+        Which ones.
+    leaves
+        Their weights by name, shape (g, ...), as views that gradients are taken of.
+    """
+
+    models: slice
+    leaves: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Neighbouring weights in a model's row that decay alike and learn alike."""
+
+    names: tuple[str, ...]
+    decays: bool
+    factor: float
+
+
+class StackedAdamW:
+    """Weights of G models as rows of one matrix, and AdamW [1]_ over them.
+
+    Weight decay is decoupled and reaches matrices only: biases, gains and shifts are vectors. On a CPU
+    torch's fused kernel makes one pass over each model's weights, elsewhere a few passes are made over
+    those of all models.
 
     Parameters
     ----------
@@ -26,11 +54,17 @@ class StackedAdamW:
         Where to keep them.
     lr_factors
         What the learning rate of some weights is multiplied by, by name. Their weight decay stays as it is.
+    block
+        Number of models in a block at most; None for all.
+    fused
+        Whether to use the fused kernel; None for a CPU only.
 
     Attributes
     ----------
-    leaves
-        The weights by name, shape (G, ...), as views of the matrix's memory that gradients are taken of.
+    weights
+        The weights by name, shape (G, ...), as views of the matrix.
+    blocks
+        The models in blocks, in order.
 
     References
     ----------
@@ -42,56 +76,147 @@ class StackedAdamW:
         initial: Sequence[dict[str, Tensor]],
         device: torch.device,
         lr_factors: Mapping[str, float] | None = None,
+        *,
+        block: int | None = None,
+        fused: bool | None = None,
     ) -> None:
-        first = initial[0]
-        names = sorted(first, key=lambda name: first[name].ndim < 2)
+        first, factors = initial[0], lr_factors or {}
+        names = sorted(first, key=lambda name: (first[name].ndim < 2, factors.get(name, 1.0)))
         self._shapes = {name: first[name].shape for name in names}
-        self._decayed = sum(first[name].numel() for name in names if first[name].ndim >= 2)
+        self._segments = _segments(self._shapes, factors)
+        self._decayed = sum(shape.numel() for shape in self._shapes.values() if len(shape) >= 2)
+        self._factors = _factor_of_each(self._shapes, factors, device) if factors else None
+        self._block = block or len(initial)
+        self._fused = device.type == "cpu" if fused is None else fused
         rows = [torch.cat([model[name].flatten() for name in names]) for model in initial]
         self._flat = torch.stack(rows).to(device)
         self._mean, self._square = torch.zeros_like(self._flat), torch.zeros_like(self._flat)
-        self._steps = 0
-        self._factors = _factor_of_each(self._shapes, lr_factors, device) if lr_factors else None
+        self._steps = torch.zeros(len(initial), device=device)
         self._allocate()
 
-    def step(self, loss: Tensor, lr: Tensor, weight_decay: Tensor) -> None:
-        """Move every model against the gradient of a loss that sums over the models.
+    def step(
+        self,
+        block: Block,
+        gradients: Sequence[Tensor],
+        lr: Tensor,
+        weight_decay: Tensor,
+        valid: Tensor | None = None,
+    ) -> None:
+        """Move the models of a block against their gradients.
 
         Parameters
         ----------
-        loss
-            A scalar.
+        block
+            One of `blocks`.
+        gradients
+            In the order of the block's leaves.
         lr, weight_decay
-            Shape (G, 1).
+            Of each of its models, shape (g,).
+        valid
+            Which models move, shape (g,); None for all. The others stay as if there had been no step.
         """
-        gradients = torch.autograd.grad(loss, list(self.leaves.values()))
-        self._steps += 1
-        correction1, correction2 = 1 - _BETA1**self._steps, 1 - _BETA2**self._steps
         with torch.no_grad():
-            torch.cat([part.flatten(start_dim=1) for part in gradients], dim=1, out=self._gradient)
-            self._flat[:, : self._decayed].mul_(1 - lr * weight_decay)
-            self._mean.lerp_(self._gradient, 1 - _BETA1)
-            self._square.mul_(_BETA2).addcmul_(self._gradient, self._gradient, value=1 - _BETA2)
-            # The update in one scratch buffer, the bias corrections moved into two scalars.
-            update = torch.sqrt(self._square, out=self._gradient).add_(_EPS * correction2**0.5)
-            torch.div(self._mean, update, out=update)
-            if self._factors is not None:
-                update.mul_(self._factors)
-            self._flat.addcmul_(update, lr * (-(correction2**0.5) / correction1))
+            if self._fused:
+                self._move_one_by_one(block, gradients, lr, weight_decay, valid)
+            else:
+                self._move_together(block, gradients, lr[:, None], weight_decay[:, None], valid)
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        """The leaves of the only block."""
+        (block,) = self.blocks
+        return block.leaves
+
+    def descend(self, gradients: Sequence[Tensor], lr: Tensor, weight_decay: Tensor) -> None:
+        """Move the models of the only block, see `step`."""
+        (block,) = self.blocks
+        self.step(block, gradients, lr.flatten(), weight_decay.flatten())
 
     def select(self, models: Tensor) -> None:
         """Keep some of the models, by position."""
         self._flat, self._mean, self._square = self._flat[models], self._mean[models], self._square[models]
+        self._steps = self._steps[models]
         self._allocate()
 
+    def _move_one_by_one(
+        self, block: Block, gradients: Sequence[Tensor], lr: Tensor, weight_decay: Tensor, valid: Tensor | None
+    ) -> None:
+        rows = dict(zip(block.leaves, [gradient.contiguous().unbind() for gradient in gradients], strict=True))
+        moving = [True] * len(lr) if valid is None else valid.tolist()
+        self._steps[block.models] += 1.0 if valid is None else valid
+        for g, (rate, decay, moves) in enumerate(zip(lr.tolist(), weight_decay.tolist(), moving, strict=True)):
+            for segment, (weights, means, squares, steps) in zip(
+                self._segments, self._places[block.models.start + g] if moves else (), strict=moves
+            ):
+                torch._fused_adamw_(
+                    weights,
+                    [rows[name][g] for name in segment.names],
+                    means,
+                    squares,
+                    [],
+                    steps,
+                    lr=rate * segment.factor,
+                    beta1=_BETA1,
+                    beta2=_BETA2,
+                    weight_decay=decay / segment.factor if segment.decays else 0.0,
+                    eps=_EPS,
+                    amsgrad=False,
+                    maximize=False,
+                )
+
+    def _move_together(
+        self, block: Block, gradients: Sequence[Tensor], lr: Tensor, weight_decay: Tensor, valid: Tensor | None
+    ) -> None:
+        gradient = torch.cat([part.flatten(start_dim=1) for part in gradients], dim=1)
+        flat, mean, square, steps = (each[block.models] for each in (self._flat, self._mean, self._square, self._steps))
+        before = None if valid is None else (flat.clone(), mean.clone(), square.clone(), steps.clone())
+        steps += 1
+        correction1, correction2 = 1 - _BETA1 ** steps[:, None], 1 - _BETA2 ** steps[:, None]
+        flat[:, : self._decayed].mul_(1 - lr * weight_decay)
+        mean.lerp_(gradient, 1 - _BETA1)
+        square.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+        # The update in one scratch buffer, the bias corrections moved into two numbers per model.
+        update = torch.sqrt(square, out=gradient).add_(_EPS * correction2.sqrt())
+        torch.div(mean, update, out=update)
+        if self._factors is not None:
+            update.mul_(self._factors)
+        flat.addcmul_(update, lr * (-correction2.sqrt() / correction1))
+        if valid is not None and before is not None:
+            for now, old in zip((flat, mean, square, steps), before, strict=True):
+                now.copy_(torch.where(valid.reshape(-1, *[1] * (now.ndim - 1)), now, old))
+
     def _allocate(self) -> None:
-        self._gradient = torch.empty_like(self._flat)
-        self.leaves: dict[str, Tensor] = {}
-        start = 0
-        for name, shape in self._shapes.items():
-            part = self._flat[:, start : start + shape.numel()].view(-1, *shape)
-            self.leaves[name] = part.detach().requires_grad_()
-            start += shape.numel()
+        """Make the views of the models that are there."""
+        self.weights = self._named(self._flat)
+        self.blocks = []
+        for start in range(0, len(self._flat), self._block):
+            models = slice(start, min(start + self._block, len(self._flat)))
+            leaves = {name: part[models].detach().requires_grad_() for name, part in self.weights.items()}
+            self.blocks.append(Block(models, leaves))
+        if self._fused:
+            parts = [self._named(each) for each in (self._flat, self._mean, self._square)]
+            self._places = [
+                [
+                    (
+                        *([part[name][g] for name in segment.names] for part in parts),
+                        [self._steps[g]] * len(segment.names),
+                    )
+                    for segment in self._segments
+                ]
+                for g in range(len(self._flat))
+            ]
+
+    def _named(self, flat: Tensor) -> dict[str, Tensor]:
+        parts = torch.split(flat, [shape.numel() for shape in self._shapes.values()], dim=1)
+        return {name: part.view(-1, *shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+
+
+def _segments(shapes: Mapping[str, torch.Size], factors: Mapping[str, float]) -> list[_Segment]:
+    """Return the runs of weights that decay alike and learn alike, given weights in such an order."""
+    alike: dict[tuple[bool, float], list[str]] = {}
+    for name, shape in shapes.items():
+        alike.setdefault((len(shape) >= 2, factors.get(name, 1.0)), []).append(name)
+    return [_Segment(tuple(names), decays, factor) for (decays, factor), names in alike.items()]
 
 
 def _factor_of_each(shapes: Mapping[str, torch.Size], factors: Mapping[str, float], device: torch.device) -> Tensor:

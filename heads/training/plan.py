@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from heads.losses import LossName
 from heads.training.course import Schedule
+from heads.training.precision import Precision
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -27,8 +28,13 @@ class Fold:
         Weight of every entry of y, in its shape (n,) or (n, T), 0 where missing; None for 1.
     shift, scale
         Features are used as ``(X - shift) / scale``, each of shape (d,); None for X as it is.
+    y
+        Targets of its own, of all rows of X; None for those that the folds share.
+    chance
+        How likely each of `train` is to be drawn, of any sum: as many rows as there are in `train` are drawn
+        per epoch, with replacement. None to take each row once.
     number
-        The fold's name in the random streams; folds of one number share batches and masks.
+        The fold's name in the random streams.
     """
 
     train: Rows
@@ -36,6 +42,8 @@ class Fold:
     weight: Floats | None = None
     shift: Floats | None = None
     scale: Floats | None = None
+    y: NDArray[Any] | None = None
+    chance: Floats | None = None
     number: int = 0
 
 
@@ -91,6 +99,9 @@ class Regime:
         ``plateau``: per model, times 0.1 after more than 5 epochs without a better monitor loss.
     warmup
         Share of all steps that the cosine's warm-up takes.
+    precision
+        ``fp32``; ``bf16`` or ``fp16``: matrix products in 16 bits, weights and losses in 32; fp16 with a loss
+        scale per model.
     """
 
     loss: LossName
@@ -100,6 +111,7 @@ class Regime:
     min_delta: float = 1e-4
     schedule: Schedule = "cosine"
     warmup: float = 0.1
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,10 +12,11 @@ import torch
 from heads.batched import logits_of, train_many, train_one
 from heads.errors import HeadError
 from heads.training.course import Course, schedule_factor
-from heads.training.layers import TrainingPass, batch_norm
+from heads.training.layers import Draws, TrainingPass, _BatchNorm, batch_norm
 from heads.training.optimizer import StackedAdamW
 from heads.training.perceptron import Perceptron
 from heads.training.plan import Fold, Recipe, Regime, TrainedModel
+from heads.training.precision import LossScale
 
 N, D, C = 203, 12, 3
 REGIME = Regime(loss="cross_entropy", batch_size=50, max_epochs=10, patience=2)
@@ -175,14 +176,70 @@ def test_full_batch_training_equals_torch(data):
     np.testing.assert_allclose(scores(architecture, ours, X), network(torch.from_numpy(X)).detach().numpy(), atol=1e-4)
 
 
-def test_decay_reaches_matrices_only():
+@pytest.mark.parametrize("fused", [False, True])
+def test_decay_reaches_matrices_only(fused):
     start = {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2), "shifts": torch.ones(2)}
-    optimizer = StackedAdamW([start, start], torch.device("cpu"))
-    nothing = sum(leaf.sum() for leaf in optimizer.leaves.values()) * 0
-    optimizer.step(nothing, torch.tensor([[0.1], [0.5]]), torch.tensor([[1.0], [1.0]]))
+    optimizer = StackedAdamW([start, start], torch.device("cpu"), fused=fused)
+    nothing = [torch.zeros_like(leaf) for leaf in optimizer.leaves.values()]
+    optimizer.descend(nothing, torch.tensor([0.1, 0.5]), torch.tensor([1.0, 1.0]))
     assert optimizer.leaves["a.weight"].unique().tolist() == pytest.approx([0.5, 0.9])
     assert optimizer.leaves["a.bias"].unique().tolist() == [1.0]
     assert optimizer.leaves["shifts"].unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_every_model_moves_as_torchs_adamw_moves_it(fused):
+    generator = torch.Generator().manual_seed(0)
+    start = [{"a.weight": torch.randn(5, 3, generator=generator), "a.bias": torch.randn(3, generator=generator)}] * 3
+    lr, decay = torch.tensor([1e-1, 1e-2, 1e-3]), torch.tensor([0.0, 0.1, 0.5])
+    ours = StackedAdamW(start, torch.device("cpu"), {"a.bias": 2.0}, block=2, fused=fused)
+    steps = [torch.randn(3, 5, 3, generator=generator) for _ in range(20)]
+    for step in steps:
+        for block in ours.blocks:
+            gradient = {"a.weight": step[block.models], "a.bias": step[block.models].sum(dim=1)}
+            ours.step(block, [gradient[name] for name in block.leaves], lr[block.models], decay[block.models])
+    for g in range(3):
+        weight, bias = (torch.nn.Parameter(start[g][name].clone()) for name in ("a.weight", "a.bias"))
+        theirs = torch.optim.AdamW(
+            [
+                {"params": [weight], "weight_decay": decay[g].item(), "lr": lr[g].item()},
+                {"params": [bias], "weight_decay": 0.0, "lr": 2 * lr[g].item()},
+            ]
+        )
+        for step in steps:
+            weight.grad, bias.grad = step[g], step[g].sum(dim=0)
+            theirs.step()
+        torch.testing.assert_close(ours.weights["a.weight"][g], weight.detach(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.weights["a.bias"][g], bias.detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_model_that_may_not_move_is_as_if_there_had_been_no_step(fused):
+    start = {"a.weight": torch.ones(2, 2)}
+    skipping, other = (StackedAdamW([start, start], torch.device("cpu"), fused=fused) for _ in range(2))
+    lr, decay = torch.tensor([0.1, 0.1]), torch.tensor([0.1, 0.1])
+    gradient, wrong = torch.full((2, 2, 2), 0.5), torch.full((2, 2, 2), torch.nan)
+    skipping.step(skipping.blocks[0], [wrong], lr, decay, torch.tensor([False, False]))
+    skipping.step(skipping.blocks[0], [gradient], lr, decay, torch.tensor([True, False]))
+    other.step(other.blocks[0], [gradient], lr, decay)
+    torch.testing.assert_close(skipping.weights["a.weight"][0], other.weights["a.weight"][0], rtol=0, atol=0)
+    assert (skipping.weights["a.weight"][1] == 1).all()
+
+
+def test_the_gradient_of_batch_norm_is_that_of_its_formula():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(2, 6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    gain, bias = (torch.randn(2, 1, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    real = torch.tensor([[1.0] * 4 + [0] * 2, [1.0] * 6], dtype=torch.float64)
+    share = (real / real.sum(1, keepdim=True))[:, None]
+    weight *= real[..., None]  # rows that are padding reach no loss
+    leaves = [each.requires_grad_() for each in (x, gain, bias)]
+    ours = torch.autograd.grad((_BatchNorm.apply(*leaves, share)[0].tanh() * weight).sum(), leaves)
+    mean = share @ x
+    plain = (x - mean) / torch.sqrt(share @ (x - mean) ** 2 + 1e-5) * gain + bias
+    theirs = torch.autograd.grad((plain.tanh() * weight).sum(), leaves)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("rows", [1, 51, 101])
@@ -199,7 +256,7 @@ def test_batch_norm_ignores_padding():
     x = torch.randn(2, 6, 4, generator=generator)
     real = torch.tensor([[1.0] * 4 + [0] * 2, [1.0] * 6])
     share = (real / real.sum(1, keepdim=True))[:, None]
-    step = TrainingPass(row_share=share, rates=None, generators=[], stream=torch.arange(2))
+    step = TrainingPass(row_share=share, rates=None, draws=Draws([]), stream=torch.arange(2))
     gain, bias = torch.rand(2, 4, generator=generator), torch.rand(2, 4, generator=generator)
     mean, variance = torch.zeros(2, 4), torch.ones(2, 4)
     out = batch_norm(x, gain, bias, mean, variance, step)
@@ -218,7 +275,7 @@ def test_dropout_meets_each_models_rate_and_keeps_the_mean():
     step = TrainingPass(
         row_share=torch.empty(0),
         rates=rates,
-        generators=[torch.Generator().manual_seed(0)],
+        draws=Draws([torch.Generator().manual_seed(0)]),
         stream=torch.zeros(3, dtype=torch.int64),
     )
     out = step.drop(torch.ones(3, 400, 500))
@@ -322,6 +379,67 @@ def test_divergence_names_the_model_and_spares_the_others(data):
     np.testing.assert_array_equal(good.state["0.weight"], alone.state["0.weight"])
     with pytest.raises(HeadError, match="diverged"):
         train_one(architecture, X, y.astype(float), fold=folds_of()[0], recipe=recipes[1], regime=regime)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_learns_as_full_precision_does(data, precision):
+    X, y = data
+    architecture = Perceptron(inputs=D, outputs=C, hidden=(16, 8), norm="batch")
+    common = {"folds": folds_of(), "recipes": [Recipe(lr=1e-2), Recipe(lr=3e-3, dropout=0.2)]}
+    full = train_many(architecture, X, y, regime=REGIME, **common)
+    regime = replace(REGIME, precision=precision)
+    mixed = train_many(architecture, X, y, regime=regime, **common)
+    alone = train_many(architecture, X, y, regime=regime, folds=folds_of(), recipes=common["recipes"][1:])
+    for one, other in zip(full, mixed, strict=True):
+        assert one.history["train_loss"] != other.history["train_loss"]
+        assert min(other.history["monitor_loss"]) == pytest.approx(min(one.history["monitor_loss"]), rel=0.05)
+        assert all(value.dtype == np.float32 for value in other.state.values())
+    np.testing.assert_array_equal(mixed[1].state["0.weight"], alone[0].state["0.weight"])
+
+
+def test_the_loss_scale_moves_as_torchs_does():
+    ours = LossScale(2, torch.device("cpu"))
+    theirs = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    optimizer = torch.optim.SGD([parameter := torch.nn.Parameter(torch.ones(3))], lr=0.0)
+    models = slice(0, 2)
+    for wrong in (True, False, True, *[False] * 2005):
+        gradient = torch.full((3,), torch.inf if wrong else 1.0)
+        scale = theirs.scale(torch.ones(()))
+        parameter.grad = gradient * scale
+        theirs.step(optimizer)
+        theirs.update()
+        assert ours.scaled(torch.tensor([1.0, 0.0]), models) == scale
+        (unscaled,), finite = ours.unscaled([torch.stack([gradient * scale, torch.ones(3)])], models)
+        assert finite.tolist() == [not wrong, True]
+        if not wrong:
+            torch.testing.assert_close(unscaled[0], gradient)
+    assert ours.scaled(torch.tensor([1.0, 0.0]), models) == theirs.get_scale() == 2.0**15
+
+
+def test_weighted_draws_are_seeded_and_even_out_the_classes():
+    y = np.array([0] * 900 + [1] * 100)
+    seen: list[torch.Tensor] = []
+
+    class Spy(Perceptron):
+        def forward(self, state, x, training):
+            if training is not None:
+                seen.append(x[0, training.row_share[0, 0] > 0])
+            return super().forward(state, x, training)
+
+    fold = Fold(train=np.arange(1000), chance=1 / np.bincount(y)[y])
+    regime = Regime(loss="cross_entropy", batch_size=1000, max_epochs=20)
+    for _ in range(2):
+        train_one(
+            Spy(inputs=1, outputs=2, hidden=()),
+            y[:, None].astype(np.float32),
+            y,
+            fold=fold,
+            recipe=Recipe(),
+            regime=regime,
+        )
+    assert torch.equal(torch.stack(seen[:20]), torch.stack(seen[20:]))
+    assert all(len(batch) == 1000 for batch in seen)
+    assert torch.cat(seen).mean().item() == pytest.approx(0.5, abs=0.01)
 
 
 def test_half_precision_and_read_only_features(data):
