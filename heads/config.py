@@ -79,13 +79,13 @@ class FitConfig(PromptOptions, FittingConfig):
     normalize: Literal["none", "l2"] = Field(default="none", description="scale each embedding to unit length")
     calibration: Literal["none", "temperature", "isotonic"] = Field(
         default="none",
-        description="makes probabilities of scores, learned out of fold; isotonic takes 1,000 rows or more",
+        description="learned out of fold; isotonic wants 1,000 rows or more",
     )
     coverage: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="share of rows whose truth a prediction set or interval shall hold, e.g. 0.9",
+        description="share of rows whose prediction set shall hold the truth, e.g. 0.9",
     )
     sealed: bool = Field(default=False, description="leave the rows of the test split unjudged and unopened")
 

@@ -29,7 +29,7 @@ FILE = "record.json"
 SPLITS = ("test", "val", "cv")
 """The judged splits, the most independent first."""
 
-_VOLATILE = ("created", "timings", "environment")
+_VOLATILE = ("created", "timings", "environment", "openings")
 _PLACES = ("out", "overwrite")
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "lightgbm", "zarr", "open_clip_torch", "transformers", "timm")
 
@@ -112,6 +112,12 @@ class RunRecord(BaseModel):
         Seed of folds, fits and intervals.
     thresholds
         Per class or label: ``value``, ``rule`` and how it did (`heads.thresholds.Threshold`).
+    calibration
+        How scores were calibrated, and per split ``before`` and ``after``: Brier score, log loss and
+        calibration error with intervals. Empty without.
+    conformal
+        How prediction sets are made, and per split how often they hold the truth and how large they
+        are. Empty without.
     leakage
         The report of the leakage audit.
     prompts
@@ -120,9 +126,9 @@ class RunRecord(BaseModel):
         What a reader must know before believing the numbers, one line each.
     frostline, commit
         The version that ran, and the commit if it ran from a checkout.
-    created, timings, environment
-        The volatile part: UTC time, seconds per stage, and Python, platform and library versions. No
-        host or user names.
+    created, timings, environment, openings
+        The volatile part: UTC time, seconds per stage, Python, platform and library versions, and how
+        often the test split has been opened (`heads.seal.Openings`). No host or user names.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -140,6 +146,8 @@ class RunRecord(BaseModel):
     thresholds: dict[str, Annotated[dict[str, Any], AfterValidator(_has_shape(_Threshold))]] = Field(
         default_factory=dict
     )
+    calibration: dict[str, Any] = Field(default_factory=dict)
+    conformal: dict[str, Any] = Field(default_factory=dict)
     leakage: dict[str, Any] = Field(default_factory=dict)
     prompts: dict[str, Any] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -148,6 +156,7 @@ class RunRecord(BaseModel):
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     timings: dict[str, float] = Field(default_factory=dict)
     environment: dict[str, str] = Field(default_factory=lambda: describe_environment())
+    openings: dict[str, Any] = Field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON values, its volatile part apart."""

@@ -131,6 +131,35 @@ def prediction_columns(task: Task, scores: NDArray[np.float64], predicted: NDArr
     return {"pred": [task.classes[code] for code in predicted]} | _named("prob", task.classes, scores)
 
 
+def region_columns(task: Task, regions: NDArray[Any]) -> dict[str, list[str]]:
+    """Return prediction sets or intervals as named text columns.
+
+    Parameters
+    ----------
+    task
+        The task.
+    regions
+        Classes inside, bool (n, C); no and yes to each label, bool (n, T, 2); ends of intervals (n, T, 2).
+
+    Returns
+    -------
+    dict
+        ``set``, its classes joined by ``|``; ``set[<label>]``, ``0``, ``1`` or ``0|1``; or ``low`` and ``high`` of
+        a value, ``low[<target>]`` and so on where there are several.
+    """
+    if task.kind == "regression":
+        ends = regions[:, 0] if len(task.targets) == 1 else regions
+        return _per_target("low", task, ends[..., 0]) | _per_target("high", task, ends[..., 1])
+    if task.kind == "multilabel":
+        return {f"set[{name}]": _joined(("0", "1"), regions[:, j]) for j, name in enumerate(task.classes)}
+    return {"set": _joined(task.classes, regions)}
+
+
+def raw_columns(task: Task, scores: NDArray[np.float64]) -> dict[str, list[str]]:
+    """Return scores before their calibration as text columns, ``raw[<class>]``."""
+    return _named("raw", task.classes, scores)
+
+
 def truth_columns(task: Task, y: NDArray[Any]) -> dict[str, list[str]]:
     """Return the labels as named text columns; a missing label is empty."""
     if task.kind in ("regression", "multilabel"):
@@ -165,6 +194,10 @@ def write_table(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
         table = csv.writer(file)
         table.writerow(columns)
         table.writerows(zip(*columns.values(), strict=True))
+
+
+def _joined(names: Sequence[str], inside: NDArray[np.bool_]) -> list[str]:
+    return ["|".join(name for name, there in zip(names, row, strict=True) if there) for row in inside]
 
 
 def _per_target(prefix: str, task: Task, values: NDArray[Any]) -> dict[str, list[str]]:

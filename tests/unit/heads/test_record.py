@@ -56,7 +56,7 @@ def test_metrics_lie_where_scripts_look_for_them(tmp_path):
     make_record().write(tmp_path)
     values = json.loads((tmp_path / "record.json").read_text())
     assert values["metrics"]["cv"]["accuracy"] == {"value": 0.5, "low": 0.1, "high": 0.9}
-    assert set(values["volatile"]) == {"created", "timings", "environment"}
+    assert set(values["volatile"]) == {"created", "timings", "environment", "openings"}
 
 
 def test_equal_work_has_an_equal_digest_wherever_and_whenever_it_ran():
