@@ -15,6 +15,7 @@ from sklearn.utils.estimator_checks import check_estimator, parametrize_with_che
 
 from data.task import Kind
 from heads.artifact import load_bundle, save_bundle
+from heads.bags import Bags
 from heads.base import Choice, Head, HeadWarning, Range
 from heads.catalog import head_class, head_classes, list_heads
 from heads.context import Context
@@ -145,8 +146,8 @@ def context_for(head: Head, X: Any, y: Any, sample_weight: Any = None) -> Contex
     shape = np.asarray(X).shape
     width = shape[1] if len(shape) == 2 else 0
     fuses = type(head).__name__ in SEVERAL_BLOCKS
-    blocks = (width - width // 2, width // 2) if fuses and width > 1 else ()
-    # A single column cannot be dealt out; prompts are the other thing to fuse it with.
+    blocks = (width - width // 2, width // 2) if fuses and width > 2 else ()
+    # Too few columns to be dealt out are fused with prompts.
     asked = head.needs_prompts or (fuses and not blocks)
     return Context(blocks=blocks, prompts=prompts_for(X, y, sample_weight) if asked else None)
 
@@ -156,19 +157,19 @@ def prompts_for(X: Any, y: Any, sample_weight: Any = None) -> NDArray[np.float32
 
     Rows and labels that no head could be fitted on get prompts of ones.
     """
-    try:
-        rows, labels = np.asarray(X, dtype=np.float64), np.asarray(y)
-        weight = np.ones(len(rows)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        if labels.ndim == 1:
-            members = labels[:, None] == np.unique(labels[weight > 0])
-        else:
-            members = labels.astype(np.float64) == 1
-        share = members * weight[:, None]
-        means = (share / np.maximum(share.sum(axis=0), 1e-9)).T @ rows
-    except (TypeError, ValueError, IndexError):
+    rows, labels = np.asarray(X), np.asarray(y)
+    weight = np.ones(len(labels) if labels.ndim else 0) if sample_weight is None else np.asarray(sample_weight, float)
+    if rows.dtype.kind not in "biuf" or not rows.size or rows.ndim != 2 or not np.isfinite(rows).all():
         return np.ones((2, 1), dtype=np.float32)
-    if not np.isfinite(means).all():
-        return np.ones((len(means), 1), dtype=np.float32)
+    if labels.shape[:1] != (len(rows),) or weight.sum() <= 0 or weight.min() < 0:
+        return np.ones((2, 1), dtype=np.float32)
+    if labels.ndim == 1:
+        members = labels[:, None] == np.unique(labels[weight > 0])
+    else:
+        weight = weight * ~np.isnan(labels).all(axis=1)
+        members = labels == 1
+    share = members * weight[:, None]
+    means = (share / np.maximum(share.sum(axis=0), 1e-9)).T @ rows
     return np.asarray(means - weight @ rows / weight.sum(), dtype=np.float32)
 
 
@@ -178,7 +179,8 @@ def _fit_in_context(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Head.fit
 
     def fit(self: Head, X: Any, y: Any, *, sample_weight: Any = None, groups: Any = None, context: Any = None) -> Head:
-        context = context or context_for(self, X, y, sample_weight)
+        if context is None and not isinstance(X, Bags):
+            context = context_for(self, X, y, sample_weight)
         return plain(self, X, y, sample_weight=sample_weight, groups=groups, context=context)
 
     monkeypatch.setattr(Head, "fit", fit)
@@ -336,6 +338,25 @@ def test_a_constant_feature_and_a_far_origin_do_no_harm(made: type[Head], kind: 
     X, y = make_data(kind)
     far = np.column_stack([X + np.float32(1000), np.full(len(X), np.float32(0.1))])
     assert np.isfinite(scores(cheap(made).fit(far, y), far)).all()
+
+
+@quiet
+@case
+def test_bags_are_learned_from_or_refused(made: type[Head], kind: Kind) -> None:
+    X, y = make_data(kind)
+    bags = Bags(np.repeat(X, 2, axis=0), np.arange(0, 241, 2))
+    if not made.accepts_bags:
+        with pytest.raises(HeadError, match=f"{made.name} does not take bags; .* use one of: attention_mil") as refused:
+            cheap(made).fit(bags, y)
+        assert "\n" not in str(refused.value)
+        return
+    bags = bags.instances(bags.bag_of % 10 != 3)
+    assert (bags.lengths == 0).sum() == 12
+    head = cheap(made).fit(bags, y)
+    assert np.isfinite(scores(head, bags)).all()
+    assert np.isfinite(scores(head, bags[bags.lengths == 0])).all()
+    some = np.array([7, 3, 11])
+    assert np.allclose(scores(head, bags[some]), scores(head, bags)[some], rtol=0, atol=1e-6)
 
 
 @every
