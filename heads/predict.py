@@ -32,6 +32,7 @@ from heads.config import EvaluateConfig, PredictConfig
 from heads.inputs import Inputs, input_column
 from heads.labelled import Labelled, join_features, label
 from heads.metrics import evaluate as evaluate_metrics
+from heads.prompts import refuse_other_classes
 from heads.record import RunRecord
 from heads.run import prediction_columns, read_trained, write_table
 from heads.scoring import answers, class_probabilities, scores_of
@@ -104,7 +105,7 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
     progress = progress or Silent()
     if config.out.exists() and config.out.is_dir():
         raise ConfigError(f"--out {config.out}: expected a file to write, found a directory")
-    bundle = load_bundle(config.run / "head")
+    bundle = _bundle(config.run)
     task = Task.from_dict(bundle.task)
     manifest = read_manifest(config.manifest, input=_input_of(config), id=config.id)
     with _store_of(config) as store:
@@ -139,7 +140,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         If the run, the manifest, the split or the features are wrong.
     """
     progress = progress or Silent()
-    bundle, record = load_bundle(config.run / "head"), RunRecord.read(config.run)
+    bundle, record = _bundle(config.run), RunRecord.read(config.run)
     task = Task.from_dict(bundle.task)
     own = record.config
     column = (config.split_column or own.get("split")) if config.split else None
@@ -174,6 +175,13 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
         min_positives=int(own.get("min_positives", 1)),
     )
     return Evaluation(run=str(config.run), split=config.split or "all", metrics=metrics, warnings=tuple(warnings))
+
+
+def _bundle(run: Path) -> Bundle:
+    """Return the head of a run, refused if its prompts are of other classes than it answers with."""
+    bundle = load_bundle(run / "head")
+    refuse_other_classes(bundle.extra.get("prompts", {}), bundle.task["classes"], where=str(run / "head"))
+    return bundle
 
 
 def _trained_on(config: EvaluateConfig, data: Labelled, rows: NDArray[np.int64]) -> list[str]:

@@ -29,7 +29,7 @@ from featurestore.features import Features
 from featurestore.store import FeatureStore
 from heads.config import PromptOptions
 from heads.context import Context
-from heads.errors import HeadError
+from heads.errors import BundleError, HeadError
 from heads.inputs import Block, block_of
 
 Average = Literal["mean", "renormalized"]
@@ -204,6 +204,34 @@ def refuse_unaligned(head: str, blocks: Sequence[Block], prompts: PromptSet) -> 
             f"{head} compares features with prompts, but those of {block.encoder} are pooled by {block.pooling} and "
             f"prompts by {text.pooling}, which is another space; extract with --pooling {text.pooling}"
         )
+
+
+def refuse_other_classes(prompts: Mapping[str, Any], classes: Sequence[str], *, where: str) -> None:
+    """Refuse a saved head whose prompts are not those of its classes, in their order.
+
+    Parameters
+    ----------
+    prompts
+        What the head says of its prompts, as `PromptSet.to_dict` wrote it; empty for a head without.
+    classes
+        The classes of its task.
+    where
+        The head, for messages.
+
+    Raises
+    ------
+    BundleError
+        If the classes or their order differ, or the prompts do not have the fingerprint they state.
+    """
+    if not prompts:
+        return
+    if list(classes) != prompts["classes"]:
+        raise BundleError(
+            f"{where}: the prompts are of {', '.join(prompts['classes'])} in this order, the task's classes are "
+            f"{', '.join(classes)}; fit the head again"
+        )
+    if _fingerprint(dict(prompts)) != prompts["fingerprint"]:
+        raise BundleError(f"{where}: the prompts do not have the fingerprint they state; fit the head again")
 
 
 def _checkpoint(block: Block) -> str:

@@ -88,3 +88,27 @@ def test_prediction_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = head.predict_proba(new)
     monkeypatch.setattr(knn, "BLOCK", 11)
     assert np.allclose(head.predict_proba(new), whole)
+
+
+def test_retrieval_of_metadata_by_the_nearest_five() -> None:
+    """The mean of numbers and the mode of words over the five nearest by cosine, planted and by brute force."""
+    rng = np.random.default_rng(7)
+    reports = rng.normal(size=(60, 8)).astype(np.float32)
+    age, pressure = rng.uniform(20, 90, size=60), np.where(rng.random(60) < 0.3, np.nan, rng.uniform(80, 180, size=60))
+    rhythm = rng.choice(["afib", "paced", "sinus"], size=60)
+    queries = (reports[:5] * rng.uniform(0.1, 9, size=(5, 1)) + 0.01 * rng.normal(size=(5, 8))).astype(np.float32)
+    how = {"k": 5, "metric": "cosine", "weights": "uniform", "standardize": False}
+    numbers = KNNRegressor(**how).fit(reports, np.column_stack([age, pressure])).predict(queries)
+    words = KNNClassifier(**how).fit(reports, rhythm)
+    for i, query in enumerate(queries):
+        cosine = reports @ query / np.linalg.norm(reports, axis=1) / np.linalg.norm(query)
+        order = np.argsort(-cosine)
+        assert order[0] == i
+        assert numbers[i, 0] == pytest.approx(age[order[:5]].mean())
+        # A missing value is passed over: the five nearest that have one.
+        assert numbers[i, 1] == pytest.approx(pressure[order[~np.isnan(pressure[order])][:5]].mean())
+        names, votes = np.unique(rhythm[order[:5]], return_counts=True)
+        # Of equally many the first in order is named, and the shares show the tie.
+        assert words.predict(queries)[i] == names[votes.argmax()]
+        shares = dict(zip(words.classes_, words.predict_proba(queries)[i], strict=True))
+        assert all(shares[name] == pytest.approx(count / 5) for name, count in zip(names, votes, strict=True))
