@@ -98,10 +98,8 @@ class FoldProblems:
         """Columns of weights per problem."""
         return self.classes if self.y.ndim == 1 else 1
 
-    def solve(
-        self, design: Design, Cs: Sequence[float], *, tol: float, at_once: int = AT_ONCE
-    ) -> Iterator[tuple[float, Solution, slice]]:
-        """Yield each penalty with a solution and which of its problems are this penalty's; `Cs` must rise."""
+    def solve(self, design: Design, Cs: Sequence[float], *, tol: float, at_once: int = AT_ONCE) -> Iterator[Solution]:
+        """Yield the solutions of some penalties after some, problems of one penalty together; `Cs` must rise."""
         count = len(self.problems)
         labels = self.y if self.y.ndim == 1 or len(self.y) == 1 else self.y[self.problems[:, 1]].astype(np.float32)
         fitted = np.where(self.fold == self.problems[:, :1], 0, self.weight[self.problems[:, 1]]).astype(np.float32)
@@ -119,18 +117,25 @@ class FoldProblems:
                 tol=tol,
             )
             start = solution.theta[-count:]
-            for place, C in enumerate(some):
-                yield float(C), solution, slice(place * count, (place + 1) * count)
+            yield solution
 
-    def held_out_scores(self, design: Design, theta: Any) -> NDArray[np.float64]:
-        """Return the log odds of each row by the fits of its fold, shape (n, K) or (n, T); NaN where there is none."""
-        width = self.outputs if self.y.ndim == 1 else len(self.y)
-        scores = np.full((len(self.fold), width), np.nan)
+    def held_out_scores(self, solution: Solution) -> NDArray[np.float64]:
+        """Return the log odds of each row by the fits of its fold.
+
+        Shape (penalties, n, K), or (penalties, n, T) for labels; NaN where there is none.
+        """
+        design, softmax = solution.design, self.y.ndim == 1
+        theta = solution.theta.to(design.rotated.dtype)
+        theta = theta.view(-1, len(self.problems), *theta.shape[1:])
+        width = self.outputs if softmax else len(self.y)
+        scores = np.full((len(theta), len(self.fold), width), np.nan)
         for k in np.unique(self.problems[:, 0]):
             rows, own = np.flatnonzero(self.fold == k), np.flatnonzero(self.problems[:, 0] == k)
-            some = theta[own].flatten(0, 1).to(design.rotated.dtype)
-            values = (design.rotated[rows] @ some.T).numpy()
-            scores[np.ix_(rows, np.arange(width) if self.y.ndim == 1 else self.problems[own, 1])] = values
+            values = (design.rotated[rows] @ theta[:, own].flatten(0, 2).T).numpy()
+            columns = np.arange(width) if softmax else self.problems[own, 1]
+            scores[np.ix_(np.arange(len(theta)), rows, columns)] = values.reshape(len(rows), len(theta), -1).swapaxes(
+                0, 1
+            )
         return scores
 
     def held_out_loss(self, scores: NDArray[np.float64]) -> float:
@@ -240,13 +245,19 @@ def _walk(design: Design, problems: FoldProblems, Cs: NDArray[np.float64], tol: 
     losses = np.full(len(Cs), np.nan)
     order = np.argsort(Cs, kind="stable")
     k, t = problems.problems.T
-    for place, (_, solution, own) in zip(order, problems.solve(design, Cs[order].tolist(), tol=tol), strict=True):
-        where = (place, k) if softmax else (place, k, t)
-        coef[where] = solution.coef[own] if softmax else solution.coef[own, 0]
-        intercept[where] = solution.intercept[own] if softmax else solution.intercept[own, 0]
-        gaps[place, k, t] = solution.relative_gap[own]
-        scores[place] = problems.held_out_scores(design, solution.theta[own])
-        losses[place] = problems.held_out_loss(scores[place])
+    done = 0
+    for solution in problems.solve(design, Cs[order].tolist(), tol=tol):
+        step = problems.held_out_scores(solution)
+        places = order[done : done + len(step)]
+        done += len(step)
+        scores[places] = step
+        gaps[places[:, None], k, t] = solution.relative_gap.reshape(len(step), -1)
+        for values, found in ((coef, solution.coef), (intercept, solution.intercept)):
+            shaped = found.reshape(len(step), len(k), *found.shape[1:])
+            values[(places[:, None], k) if softmax else (places[:, None], k, t)] = (
+                shaped if softmax else shaped[:, :, 0]
+            )
+        losses[places] = [problems.held_out_loss(each) for each in step]
     alone = columns == 1
     return LogisticPath(
         Cs=Cs,

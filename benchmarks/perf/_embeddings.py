@@ -123,11 +123,18 @@ def real(dataset: str, store: Path, datasets: Path) -> Embeddings:
     return Embeddings(f"{dataset}, {encoder}, N={len(data.X):,} D={data.X.shape[1]}", data.X, data.y, data.groups)
 
 
-def add_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
+def add_options(parser: argparse.ArgumentParser, *, rounds: int | None = None) -> None:
     """Add the options that all benchmarks of heads have."""
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--real", type=Path, metavar="STORE", help="measure on real embeddings, kept in this store")
+    parser.add_argument(
+        "--real",
+        type=Path,
+        metavar="STORE",
+        default=os.environ.get("FROSTLINE_BENCH_STORE"),
+        help="measure on real embeddings too, which this feature store has or is given; "
+        "default: the environment variable FROSTLINE_BENCH_STORE",
+    )
     parser.add_argument(
         "--datasets",
         type=Path,
@@ -150,8 +157,24 @@ def deal(n: int, folds: int) -> NDArray[np.int64]:
 
 
 def one_thread() -> None:
-    """Pin the process to one core and its libraries to one thread; call it before they are loaded."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
+    """Pin the process to one core and its libraries to one thread."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)
+    torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def grouped_folds(data: Embeddings, folds: int) -> NDArray[np.int64]:
+    """Return the fold of each row: stratified, whole groups."""
+    from data.split import make_folds
+
+    kind = "multilabel" if data.y.ndim == 2 else "binary" if data.y.max() == 1 else "multiclass"
+    return make_folds(data.y, kind, data.groups, folds, seed=0).assignment.astype(np.int64)
+
+
+def first_folds(fold: NDArray[np.int64], run: int) -> NDArray[np.int64]:
+    """Return folds of which only the first few are held out; the rows of the others are in every fit."""
+    return np.where(fold < run, fold, -1)

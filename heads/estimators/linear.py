@@ -137,8 +137,8 @@ class LinearClassifier(SharingHead, ClassifierHead):
             self.C_ = float(MIDDLE / scale)
             return
         losses: list[float] = []
-        for _, solution, own in problems.solve(design, (GRID / scale).tolist(), tol=1e-3, at_once=STEP):
-            losses.append(problems.held_out_loss(problems.held_out_scores(design, solution.theta[own])))
+        for solution in problems.solve(design, (GRID / scale).tolist(), tol=1e-3, at_once=STEP):
+            losses += map(problems.held_out_loss, problems.held_out_scores(solution))
             if len(losses) - np.argmin(losses) > 2:
                 break
         self.C_ = float(GRID[np.argmin(losses)] / scale)

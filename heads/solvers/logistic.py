@@ -70,21 +70,22 @@ class Design:
         """Rotate a feature matrix of shape (n, d); the smaller of its two Gram matrices is decomposed."""
         source = torch.from_numpy(np.ascontiguousarray(X))
         n, d = source.shape
-        # The intercept absorbs any centre, and any orthonormal basis is exact: both may be rounded to float32.
-        mean = source.mean(0, dtype=torch.float64).to(source.dtype)
+        # The intercept absorbs any centre, and any orthonormal basis is exact: both may come from float32.
+        mean = source.mean(0)
         if d <= n:
             centred = (source - mean).float()
             values, vectors = torch.linalg.eigh((centred.T @ centred).double())
             values, basis = values.flip(0).clamp(min=0), vectors.flip(1)
-            rotated = centred @ basis.float()
+            rotated = torch.ones(n, d + 1)
+            torch.mm(centred, basis.float(), out=rotated[:, :-1])
         else:
             wide = source.double() - mean.double()
             values, vectors = torch.linalg.eigh(wide @ wide.T)
             values, vectors = values.flip(0), vectors.flip(1)
             keep = values > values[0].clamp(min=0) * 1e-12
             values, vectors = values[keep], vectors[:, keep]
-            basis, rotated = wide.T @ (vectors / values.sqrt()), vectors * values.sqrt()
-        return cls(_with_ones(rotated.float()), values / n, basis.contiguous(), mean.double(), source)
+            basis, rotated = wide.T @ (vectors / values.sqrt()), _with_ones(vectors * values.sqrt()).float()
+        return cls(rotated, values / n, basis.contiguous(), mean.double(), source)
 
     @cached_property
     def exact(self) -> Tensor:
