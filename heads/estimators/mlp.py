@@ -24,7 +24,7 @@ from heads.base import (
     SearchSpace,
     Training,
 )
-from heads.batched import logits_of, train_many
+from heads.batched import Architecture, logits_of, train_many
 from heads.errors import HeadError
 from heads.losses import LossName
 from heads.training.course import Schedule
@@ -71,7 +71,7 @@ class _PerceptronHead(Head):
             "weight_decay": Range(1e-4, 1.0, log=True),
         }
 
-    def _architecture(self, outputs: int) -> Perceptron:
+    def _architecture(self, outputs: int) -> Architecture:
         return Perceptron(
             inputs=self.n_features_in_,
             outputs=outputs,

@@ -1,0 +1,249 @@
+"""Concatenation of several sets of features, and of the prompts of the classes, each through layers of its own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from heads.base import Choice, ClassWeight, Count, Fraction, NotNegative, Positive, SearchSpace
+from heads.batched import Architecture
+from heads.errors import HeadError
+from heads.estimators._fusion import FusionHead
+from heads.estimators.mlp import HiddenWidths, MLPHeadClassifier, MLPHeadRegressor
+from heads.training.course import Schedule
+from heads.training.fusion import ConcatFusion
+from heads.training.perceptron import Activation, Norm, Order
+
+
+class _ConcatFusion(FusionHead):
+    """What the two heads share: the architecture."""
+
+    prompt_hidden: tuple[int, ...]
+    prompt_norm: Norm
+    prompt_branch: Literal["collapsed", "full"]
+
+    name = "concat_fusion"
+
+    @classmethod
+    def search_space(cls) -> SearchSpace:
+        """Return the parameters worth searching, with their bounds."""
+        return {"branch_hidden": Choice(((128,), (256,), (512,))), **super().search_space()}
+
+    def _architecture(self, outputs: int) -> Architecture:
+        branches = self._branches()
+        prompts = self._prompt_branch(
+            tuple(self.prompt_hidden), self.prompt_norm, collapsed=self.prompt_branch == "collapsed"
+        )
+        if prompts is not None and not self.prompt_hidden:
+            raise HeadError(f"{self.name}: prompt_hidden=() is wrong; expected the width of one layer or more")
+        joined = branches.outputs + (0 if prompts is None else prompts.layers.outputs)
+        return ConcatFusion(branches=branches, prompts=prompts, trunk=self._trunk(joined, outputs))
+
+    def _note_on_prompts(self) -> None:
+        if self.prompt_norm != "batch":
+            super()._note_on_prompts()
+            return
+        self._note(
+            "prompt_norm=batch takes the prompts away: they are the same for every sample, so their normalised branch "
+            "is constant and its weights get no gradient; prompt_norm=layer keeps them"
+        )
+
+
+class ConcatFusionClassifier(_ConcatFusion, MLPHeadClassifier):
+    """Every set of features goes through hidden layers of its own, as do the prompts if there are any; all are joined.
+
+    Rows may lack whole sets of features: they count as 0, and the row's others for more in proportion.
+
+    The flattened prompts (in the order of the classes) are the same for every sample, so whatever their
+    branch learns is a bias. In the published form (parameters below) batch norm takes even that away;
+    it is there for comparison::
+
+        branch_hidden=256 prompt_hidden=512,256 norm=batch prompt_norm=batch order=linear-activation-norm
+        dropout=0.3 logit_shifts=true standardize=false members=1 batch_size=32 lr=3e-4 weight_decay=1e-4
+        schedule=plateau
+
+    Parameters
+    ----------
+    branch_hidden
+        Widths of the hidden layers of each set of features; empty to join them as they are.
+    prompt_hidden
+        Widths of the hidden layers of the flattened prompts, one at least.
+    hidden
+        Widths of the hidden layers after the join; empty for none.
+    activation, norm, order
+        What a hidden layer is made of, as for the head ``mlp``.
+    prompt_norm
+        The norm in the hidden layers of the prompts; ``batch`` erases the prompts, as published.
+    prompt_branch
+        ``collapsed`` trains the product of the first prompt layer's weights and the prompts, which is all
+        of them that training can move, with the same losses at a fraction of the work; ``full`` trains
+        the weights. See `heads.training.fusion`.
+    dropout
+        Share of hidden activations dropped in training.
+    modality_dropout
+        Share of the sets of features left out of the rows in training; each row keeps one at least.
+    input_noise
+        Standard deviation of Gaussian noise on the features in training, relative to that of each
+        feature; the prompts get none.
+    logit_shifts
+        Whether a learned vector is subtracted from the logits, as for the head ``mlp``.
+    label_smoothing, focal_gamma
+        The loss, as for the head ``mlp``.
+    lr, weight_decay, batch_size, max_epochs, patience, schedule, validation_fraction, members
+        The training, as for the head ``mlp``.
+    standardize
+        Whether to centre and scale the features by the training rows that have them.
+    class_weight
+        None or ``balanced``.
+    random_state, device
+        As for the head ``mlp``.
+
+    Attributes
+    ----------
+    blocks_, prompts_, masked_
+        As for `heads.estimators._fusion.FusionHead`.
+    weights_, best_epochs_, history_
+        As for the head ``mlp``. With a collapsed prompt branch, ``prompt.0.product`` of shape
+        (members, 1, width) stands for the weights of its first layer.
+    """
+
+    def __init__(
+        self,
+        *,
+        branch_hidden: HiddenWidths = (256,),
+        prompt_hidden: HiddenWidths = (512, 256),
+        hidden: HiddenWidths = (),
+        activation: Activation = "relu",
+        norm: Norm = "layer",
+        order: Order = "linear-norm-activation",
+        prompt_norm: Norm = "layer",
+        prompt_branch: Literal["collapsed", "full"] = "collapsed",
+        dropout: Fraction = 0.5,
+        modality_dropout: Fraction = 0.0,
+        input_noise: NotNegative = 0.0,
+        logit_shifts: bool = False,
+        label_smoothing: Fraction = 0.0,
+        focal_gamma: NotNegative = 0.0,
+        lr: Positive = 1e-3,
+        weight_decay: NotNegative = 1e-2,
+        batch_size: Count = 128,
+        max_epochs: Count = 60,
+        patience: Count = 8,
+        schedule: Schedule = "cosine",
+        validation_fraction: Fraction = 0.1,
+        members: Count = 5,
+        standardize: bool = True,
+        class_weight: ClassWeight = None,
+        random_state: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(
+            hidden=hidden,
+            activation=activation,
+            norm=norm,
+            order=order,
+            dropout=dropout,
+            input_noise=input_noise,
+            logit_shifts=logit_shifts,
+            label_smoothing=label_smoothing,
+            focal_gamma=focal_gamma,
+            lr=lr,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            max_epochs=max_epochs,
+            patience=patience,
+            schedule=schedule,
+            validation_fraction=validation_fraction,
+            members=members,
+            standardize=standardize,
+            class_weight=class_weight,
+            random_state=random_state,
+            device=device,
+        )
+        self.branch_hidden = branch_hidden
+        self.prompt_hidden = prompt_hidden
+        self.prompt_norm = prompt_norm
+        self.prompt_branch = prompt_branch
+        self.modality_dropout = modality_dropout
+
+
+class ConcatFusionRegressor(_ConcatFusion, MLPHeadRegressor):
+    """The same network with one output per target; missing values are masked, per target.
+
+    Parameters
+    ----------
+    branch_hidden, prompt_hidden, hidden, activation, norm, order, prompt_norm, prompt_branch
+        The network, as for `ConcatFusionClassifier`.
+    dropout, modality_dropout, input_noise
+        What is varied in training, as for `ConcatFusionClassifier`.
+    loss, huber_delta
+        As for the head ``mlp``.
+    lr, weight_decay, batch_size, max_epochs, patience, schedule, validation_fraction, members
+        The training, as for the head ``mlp``.
+    standardize, random_state, device
+        As for `ConcatFusionClassifier`.
+
+    Attributes
+    ----------
+    center_, spread_
+        Mean and standard deviation of each target over the training rows, shape (T,).
+    blocks_, prompts_, masked_, weights_, best_epochs_, history_
+        As for `ConcatFusionClassifier`.
+    """
+
+    def __init__(
+        self,
+        *,
+        branch_hidden: HiddenWidths = (256,),
+        prompt_hidden: HiddenWidths = (512, 256),
+        hidden: HiddenWidths = (),
+        activation: Activation = "relu",
+        norm: Norm = "layer",
+        order: Order = "linear-norm-activation",
+        prompt_norm: Norm = "layer",
+        prompt_branch: Literal["collapsed", "full"] = "collapsed",
+        dropout: Fraction = 0.5,
+        modality_dropout: Fraction = 0.0,
+        input_noise: NotNegative = 0.0,
+        loss: Literal["huber", "mse", "mae"] = "huber",
+        huber_delta: Positive = 1.0,
+        lr: Positive = 1e-3,
+        weight_decay: NotNegative = 1e-2,
+        batch_size: Count = 128,
+        max_epochs: Count = 60,
+        patience: Count = 8,
+        schedule: Schedule = "cosine",
+        validation_fraction: Fraction = 0.1,
+        members: Count = 5,
+        standardize: bool = True,
+        random_state: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(
+            hidden=hidden,
+            activation=activation,
+            norm=norm,
+            order=order,
+            dropout=dropout,
+            input_noise=input_noise,
+            loss=loss,
+            huber_delta=huber_delta,
+            lr=lr,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            max_epochs=max_epochs,
+            patience=patience,
+            schedule=schedule,
+            validation_fraction=validation_fraction,
+            members=members,
+            standardize=standardize,
+            random_state=random_state,
+            device=device,
+        )
+        self.branch_hidden = branch_hidden
+        self.prompt_hidden = prompt_hidden
+        self.prompt_norm = prompt_norm
+        self.prompt_branch = prompt_branch
+        self.modality_dropout = modality_dropout
+
+
+HEADS = (ConcatFusionClassifier, ConcatFusionRegressor)
