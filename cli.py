@@ -24,7 +24,7 @@ from data.config import Config, read_yaml
 from data.errors import FrostlineError
 from data.progress import Bars, Lines, Progress
 from featurestore.config import ExtractConfig
-from heads.config import EvaluateConfig, FitConfig, PredictConfig, TuneConfig, ZeroShotConfig
+from heads.config import CompareConfig, EvaluateConfig, FitConfig, PredictConfig, TuneConfig, ZeroShotConfig
 
 PARTLY_FAILED = 3
 """Exit code of a command that finished although some samples failed."""
@@ -161,6 +161,23 @@ def zero_shot(config: ZeroShotConfig, *, as_json: Json = False) -> None:
         _say(f"warning: {warning}")
     _print(record.to_dict() if as_json else metric_table(record.metrics))
     _say(f"run: {config.out}  report: {config.out / 'report.html'}")
+
+
+@command(CompareConfig, name="compare")
+def compare(config: CompareConfig, *, as_json: Json = False) -> None:
+    """Compare heads and encoders on the same rows and folds, with intervals, paired tests and ranks."""
+    from heads.compare import compare as run_comparison
+    from heads.table import cells_table
+
+    with _progress() as progress:
+        result = run_comparison(config, command=_command_line(), progress=progress)
+    tables = [f"{standing.name}, {standing.judge}\n{cells_table(standing)}" for standing in result.standings]
+    _print(result.to_dict() if as_json else "\n\n".join(tables))
+    for each in result.failed:
+        _say(f"failed: {each.data}, {each.head} on {each.encoder}: {each.reason}")
+    _say(f"*: best, =: not told from it.  table: {config.out / 'table.csv'}  report: {config.out / 'report.html'}")
+    if result.failed:
+        raise typer.Exit(PARTLY_FAILED)
 
 
 @command(TuneConfig, name="tune")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.digest import digest_json
 from data.files import whole_text_file
 from data.split import make_folds
 from data.subset import balanced_subset
@@ -36,17 +37,20 @@ class Point:
 
     Attributes
     ----------
+    metric
+        The first metric of the task, which needs no threshold.
     n
         Samples per class, or positives per label; None for all rows.
     rows
         Rows of the subset, the mean over draws.
     value, low, high
-        The first metric of the task: mean over draws, and its interval over resampled groups of the
+        Mean over draws, and its interval over resampled groups of the
         test rows; None where undefined.
     reason
         Why there is no value.
     """
 
+    metric: str
     n: int | None
     rows: float
     value: float | None
@@ -107,8 +111,8 @@ def few_shot_curve(cell: Cell, data: Labelled, course: Course, out: Path) -> lis
 
     Every draw is fitted with its own seed; the smaller subset of a draw is part of the larger.
     """
-    key = identity(cell.config, data)[:12]
-    file = out / FOLDER / f"{key}-{course.draws}.json"
+    key = digest_json([identity(cell.config, data), course.test.tolist(), course.draws])[:12]
+    file = out / FOLDER / f"{key}.json"
     if file.is_file():
         return [Point(**values) for values in json.loads(file.read_text(encoding="utf-8"))]
     seeds = [cell.config.seed + draw for draw in range(course.draws)]
@@ -147,15 +151,14 @@ def _point(
     heads: Sequence[Head | HeadError],
     subsets: Sequence[NDArray[np.int64]],
 ) -> Point:
-    rows = float(np.mean([len(subset) for subset in subsets]))
+    rows, name = float(np.mean([len(subset) for subset in subsets])), HEADLINE[data.task.kind][0]
     failed = [head for head in heads if isinstance(head, HeadError)]
     if failed:
         reason = f"{len(failed)} of {len(heads)} fits failed: {failed[0]}"
-        return Point(n=size, rows=rows, value=None, low=None, high=None, reason=reason)
+        return Point(metric=name, n=size, rows=rows, value=None, low=None, high=None, reason=reason)
     plan = Bootstrap.of(
         len(course.test), data.groups[course.test], n_boot=cell.config.bootstrap, seed=cell.config.seed, level=0.95
     )
-    name = HEADLINE[data.task.kind][0]
     series = [
         replicates(
             data.task.kind,
@@ -169,6 +172,7 @@ def _point(
     ]
     estimate = plan.estimate_all(mean_of(series))
     return Point(
+        metric=name,
         n=size,
         rows=rows,
         value=estimate["value"],

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from heads.bootstrap import format_estimate
 from heads.metrics import HEADLINE
 from heads.record import RunRecord
+from heads.standings import Standing
 
 
 def metric_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
@@ -31,6 +33,22 @@ def comparison_table(records: Mapping[str, RunRecord], split: str) -> str:
     return _aligned(rows)
 
 
+def cells_table(standing: Standing) -> str:
+    """Return one row per cell of a comparison and one column per tested metric, best first; = marks the best's equals.
+
+    Equal is what the paired bootstrap cannot tell from the best.
+    """
+    first = standing.names[0]
+    best, level = standing.best(first), standing.level(first)
+    rows = [["", "head", "encoder", *standing.names, "parameters", "all fits, s"]]
+    for entry in standing.ordered():
+        mark = "*" if entry is best else "=" if entry in level else ""
+        numbers = [_interval(entry.metrics[name]) for name in standing.names]
+        size = [f"{entry.n_parameters:,}", f"{entry.fit_seconds:.1f}"]
+        rows.append([mark, entry.cell.head, entry.cell.encoder or "-", *numbers, *size])
+    return _aligned(rows)
+
+
 def _is_metric(value: Any) -> bool:
     return isinstance(value, Mapping) and {"value", "low", "high"} <= set(value)
 
@@ -38,11 +56,7 @@ def _is_metric(value: Any) -> bool:
 def _interval(metric: Mapping[str, Any] | None) -> str:
     if metric is None:
         return ""
-    if metric["value"] is None:
-        return f"undefined: {metric['reason']}"
-    if metric["low"] is None:
-        return f"{metric['value']:.3f}"
-    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+    return f"undefined: {metric['reason']}" if metric["value"] is None else format_estimate(metric)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
