@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 COMMANDS = (
-    "extract", "fit-head", "evaluate", "predict", "report", "store ls", "store info", "store verify", "store gc",
+    "extract", "fit-head", "zero-shot", "evaluate", "predict", "report", "store ls", "store info", "store verify", "store gc",
     "store compact", "store export", "store import", "encoders", "heads", "doctor", "demo",
 )  # fmt: skip
 
