@@ -14,7 +14,7 @@ from heads.errors import HeadError
 from heads.training.draws import generator_of
 from heads.training.plan import Fold, Rows
 
-_SLOTS = 16  # batches are padded to a multiple of this
+_SLOTS = 32  # batches are padded to a multiple of this: torch rounds exp otherwise in what is left of two registers
 
 
 class Corpus:
@@ -37,7 +37,7 @@ class Corpus:
 
         steps = -(-rows // batch_size)
         slots = _round_up(-(-rows // steps), _SLOTS)
-        self.monitor, self.monitor_real = _padded(fold.monitor, _round_up(len(fold.monitor), 2 * _SLOTS), device)
+        self.monitor, self.monitor_real = _padded(fold.monitor, _round_up(len(fold.monitor), _SLOTS), device)
         self.layout = (steps, slots, len(self.monitor))
         ends = np.arange(1, steps + 1) * rows // steps
         batches = [_padded(np.arange(a, b), slots, torch.device("cpu")) for a, b in zip([0, *ends], ends, strict=False)]

@@ -88,6 +88,9 @@ class TrainingPass:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return ``x @ weight + bias``: (G, b, d), (G, d, h), (G, h) -> (G, b, h)."""
+    if len(weight) == 1 and 1 in weight.shape[1:]:
+        # A single product with a vector is rounded otherwise than several, and results must not depend on G.
+        return torch.baddbmm(*(each.expand(2, -1, -1) for each in (bias[:, None], x, weight)))[:1]
     return torch.baddbmm(bias[:, None], x, weight)
 
 

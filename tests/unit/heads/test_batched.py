@@ -69,6 +69,23 @@ def test_results_do_not_depend_on_grouping(data, norm, schedule):
                 np.testing.assert_array_equal(one.state[name], other.state[name])
 
 
+@pytest.mark.parametrize(
+    ("inputs", "hidden", "batch_size"), [(D, (64,), 40), (D, (7, 1), 16), (1, (9,), 50), (D, (), 60)]
+)
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "huber"])
+def test_one_output_does_not_depend_on_grouping(data, loss, inputs, hidden, batch_size):
+    X, y = data
+    architecture = Perceptron(inputs=inputs, outputs=1, hidden=hidden, activation="gelu", norm="layer")
+    regime = replace(REGIME, loss=loss, batch_size=batch_size, max_epochs=3)
+    common = {"folds": folds_of(), "regime": regime}
+    together = train_many(architecture, X[:, :inputs], y > 0, recipes=grid(), workers=1, **common)
+    for recipe, model in zip(grid(), together, strict=True):
+        (alone,) = train_many(architecture, X[:, :inputs], y > 0, recipes=[recipe], **common)
+        assert alone.history == model.history
+        for name in model.state:
+            np.testing.assert_array_equal(model.state[name], alone.state[name])
+
+
 def test_configurations_of_a_fold_share_their_randomness_and_folds_do_not(data):
     X, y = data
     architecture = Perceptron(inputs=D, outputs=C, hidden=(8,))
