@@ -101,7 +101,9 @@ def load_cells(cells: Sequence[Cell], progress: Progress) -> Rows:
     )
 
 
-def run_cell(cell: Cell, data: Labelled, repeat: int, *, out: Path, command: str, progress: Progress) -> Path:
+def run_cell(
+    cell: Cell, data: Labelled, repeat: int, *, judge: str, out: Path, command: str, progress: Progress
+) -> Path:
     """Fit one repeat of a cell, unless that has been done, and return its run directory.
 
     Parameters
@@ -110,6 +112,8 @@ def run_cell(cell: Cell, data: Labelled, repeat: int, *, out: Path, command: str
         What to fit, and on what.
     repeat
         Which repeat it is, from 0; folds and fits have the seed of the cell plus it.
+    judge
+        The split that cells are compared on; unless it is ``test``, test rows stay sealed.
     out
         The comparison's directory.
     command, progress
@@ -120,7 +124,8 @@ def run_cell(cell: Cell, data: Labelled, repeat: int, *, out: Path, command: str
     HeadError
         If the head cannot be fitted on these data.
     """
-    config = cell.config.model_copy(update={"seed": cell.config.seed + repeat})
+    sealed = judge != "test" and bool(len(data.rows("test")))
+    config = cell.config.model_copy(update={"seed": cell.config.seed + repeat, "sealed": sealed})
     run = out / FOLDER / f"{_slug(cell, config.seed)}-{identity(config, data)[:12]}"
     if (run / FILE).is_file():
         return run

@@ -104,7 +104,7 @@ def _stand(name: str, cells: Sequence[Cell], rows: Rows, suite: Suite, command: 
         progress.note(f"{name}: cell {number} of {len(rows.data)}: {cell.title}")
         try:
             runs[cell] = [
-                run_cell(cell, learns, repeat, out=config.out, command=command, progress=progress)
+                run_cell(cell, learns, repeat, judge=config.judge, out=config.out, command=command, progress=progress)
                 for repeat in range(config.repeats)
             ]
         except HeadError as error:

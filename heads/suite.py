@@ -148,11 +148,11 @@ def read_suite(config: CompareConfig) -> Suite:
     for_all = {
         name: getattr(config, name) for name in config.model_fields_set if name not in _PLACED and name not in OWN
     }
-    if config.judge != "test":
-        for_all["sealed"] = True
     made = list(_cells(lists, for_all, config, where))
     cells = tuple(entry for entry in made if isinstance(entry, Cell))
     _check(cells, where)
+    if config.judge == "test" and any(cell.config.sealed for cell in cells):
+        raise ConfigError(f"{where}: --judge test scores the rows that --sealed leaves alone; leave one of them out")
     return Suite(config=config, cells=cells, omitted=tuple(entry for entry in made if isinstance(entry, Omission)))
 
 
