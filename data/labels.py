@@ -67,6 +67,14 @@ class LabelColumn:
         rows = shorten((f"row {self.manifest.rows[at]}: {self.cells[at]!r}" for at in wrong), len(wrong))
         return TaskError(f"{self.manifest.path}, column {self.name!r}: expected {expected}; found {rows}")
 
+    def refuse_infinite(self) -> None:
+        """Refuse infinities among numbers: without them, this would be a column of numbers."""
+        infinite = {cell for cell in self.distinct if is_infinite(cell)}
+        rest = [cell for cell in self.distinct - infinite if not is_none(cell)]
+        if infinite and rest and all(as_number(cell) is not None for cell in rest):
+            wrong = (at for at, cell in enumerate(self.cells) if cell in infinite)
+            raise self.fail(wrong, "finite numbers, or an empty cell where the value is unknown")
+
     def refuse_empty(self) -> None:
         """Refuse a column without any label."""
         if not self.distinct:
@@ -82,6 +90,14 @@ def as_number(cell: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) and "_" not in cell else None
+
+
+def is_infinite(cell: str) -> bool:
+    """Return whether a cell is an infinite number: ``inf``, ``-Infinity``, ``1e999``."""
+    try:
+        return math.isinf(float(cell))
+    except ValueError:
+        return False
 
 
 def as_truth(cell: str) -> float | None:

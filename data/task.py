@@ -145,6 +145,8 @@ def read_task(
     columns = [LabelColumn(manifest, name) for name in targets]
     for column in columns:
         column.refuse_empty()
+        if kind == "auto":
+            column.refuse_infinite()
     if len(columns) > 1:
         task = _task_of_columns(columns, kind)
     else:

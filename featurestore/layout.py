@@ -51,14 +51,22 @@ _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EP
 
 @contextmanager
 def writing(path: Path, *, remedy: str = _REMEDY) -> Iterator[None]:
-    """Turn the system's refusal to write into one line of `StoreUnwritable`."""
+    """Turn the system's refusal to write into one line of `StoreUnwritable`.
+
+    Inside a store it names the store: what is written there has names that no user gave.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
             raise
         reason = os.strerror(error.errno or 0)
-        raise StoreUnwritable(f"{path}: {reason}; {remedy}") from error
+        raise StoreUnwritable(f"{_store_around(path)}: {reason}; {remedy}") from error
+
+
+def _store_around(path: Path) -> Path:
+    """Return the store that a path is in, or the path itself where it is in none."""
+    return next((each.parent for each in (path, *path.parents) if each.name == FEATURES), path)
 
 
 def write_group(directory: Path, attributes: Mapping[str, Any], *, durable: bool = True) -> None:

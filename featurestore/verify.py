@@ -140,6 +140,12 @@ class _Check:
                 self.damaged.append(directory / name)
             else:
                 committed += [part] if part else []
+                if part is None and _is_headless(directory / name):
+                    self.problems.append(
+                        f"{directory / name}: a part without zarr.json, so none of its samples count: the file is "
+                        f"lost, or a deletion was cut short"
+                    )
+                    self.damaged.append(directory / name)
         live = live_parts(committed)
         self.progress.stage(f"verifying {directory.name}", len(live))
         for part in live:
@@ -182,6 +188,11 @@ class _Check:
             self.nbytes += shard.bytes.size
             if self.deep:
                 self.problems += _damage(shard, layout, finite=directory.name == "x")
+
+
+def _is_headless(directory: Path) -> bool:
+    """Whether a part's folder has arrays but no ``zarr.json``, which writers make first and deletion removes first."""
+    return not (directory / "zarr.json").exists() and any((directory / name).is_dir() for name in _ARRAYS)
 
 
 def _check_structure(part: Part, info: GroupInfo | None) -> None:

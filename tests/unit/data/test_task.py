@@ -54,6 +54,14 @@ class TestOneColumn:
         np.testing.assert_array_equal(y, [NAN if cell is None else float(cell) for cell in cells])
         assert y.dtype == np.float64
 
+    @pytest.mark.parametrize("infinite", ["inf", "-Infinity", "1e999"])
+    @pytest.mark.parametrize("kind", ["auto", "regression"])
+    def test_an_infinite_number_is_named_by_row_and_column(self, infinite: str, kind: Kind) -> None:
+        with pytest.raises(TaskError, match=rf"m\.csv, column 'age': expected .*finite.*found row 3: '{infinite}'"):
+            read_task(manifest(age=["1.5", infinite, "", "none", "2"]), ["age"], kind=kind)
+        task, _ = read_task(manifest(word=["inf", "sup", "inf"]), ["word"])
+        assert task.classes == ("inf", "sup"), "among words it is a word"
+
     def test_twenty_whole_numbers_are_classes(self) -> None:
         task, _ = read_task(manifest(grade=[*range(20), 1]), ["grade"])
         assert task.kind == "multiclass"

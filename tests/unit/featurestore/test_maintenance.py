@@ -101,6 +101,20 @@ def test_all_damaged_files_are_listed(store: FeatureStore, add: Add) -> None:
     assert len(Features(features.directory, features.info)) == 0
 
 
+def test_a_part_without_its_zarr_json_is_reported(store: FeatureStore, add: Add) -> None:
+    add(0, 20)
+    features = add(20, 40)
+    lost = features.parts[0].directory
+    (lost / "zarr.json").unlink()
+    (features.directory / f"{0:016x}-00000000").mkdir()  # a writer's first instant: nothing is lost
+    report = verify_store(store)
+    assert report.damaged == (lost,)
+    assert [problem.split(": ")[0] for problem in report.problems] == [str(lost)]
+    assert "a part without zarr.json, so none of its samples count" in report.explain()
+    remove_part(lost)
+    assert verify_store(store).ok
+
+
 def test_not_finite_values_are_found(store: FeatureStore, spec: Any, samples: Any) -> None:
     for dtype, bad in [("float16", np.inf), ("float16", -np.inf), ("float16", np.nan), ("float32", np.nan)]:
         features = store.open(spec(dtype=dtype, layer=str(bad)), name="toy")

@@ -6,11 +6,13 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.errors import ConfigError
 from featurestore import layout
 from featurestore.errors import FeaturesMissing, StoreCorrupt, StoreUnwritable
+from featurestore.features import Features
 from featurestore.layout import read_group, write_group
 from featurestore.spec import EncoderSpec
 from featurestore.store import FeatureStore
@@ -60,6 +62,18 @@ def test_a_newer_format_is_refused(store: FeatureStore) -> None:
     write_group(store.path / "features.zarr", {"feature_store": {"version": 2}})
     with pytest.raises(StoreCorrupt, match="version 2, this release reads up to 1; upgrade"):
         FeatureStore(store.path)
+
+
+def test_a_store_that_became_read_only_is_named_itself(
+    store: FeatureStore, features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StoreUnwritable) as caught:
+        features.set_probe(np.zeros((2, 6), np.float32))
+    assert str(caught.value).startswith(f"{store.path}: Read-only file system; ")
 
 
 def test_a_read_only_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
