@@ -66,6 +66,8 @@ class Manifest:
         The 1-based row of each sample in its file (a header is row 1), for messages.
     remarks
         What a user should know about the reading, one line each, e.g. which files of a folder were left out.
+    origin
+        Digest of the manifest whose rows were put together to these samples; empty where none were.
     """
 
     path: Path
@@ -77,6 +79,7 @@ class Manifest:
     roles: Mapping[str, str] = field(default_factory=dict)
     rows: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -118,16 +121,16 @@ class Manifest:
             roles=self.roles,
             rows=tuple(self.rows[i] for i in positions),
             remarks=self.remarks,
+            origin=self.origin,
         )
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over ids, columns and roles: equal manifests have equal digests wherever they lie."""
-        return digest_json(
-            {
-                "ids": self.ids,
-                "columns": {name: list(values) for name, values in self.columns.items()},
-                "input": self.input,
-                "roles": dict(self.roles),
-            }
-        )
+        content = {
+            "ids": self.ids,
+            "columns": {name: list(values) for name, values in self.columns.items()},
+            "input": self.input,
+            "roles": dict(self.roles),
+        }
+        return digest_json({**content, "origin": self.origin} if self.origin else content)

@@ -150,7 +150,7 @@ class ZeroShotConfig(PromptOptions, TaskConfig):
     """What `zero-shot` can be told."""
 
     encoder: Many = Field(
-        min_length=1, max_length=1, description="encoder id as stored, of images or texts, that encodes prompts too"
+        min_length=1, description="encoder id as stored, of images or texts, that encodes prompts too"
     )
     prompt_encoder: str | None = Field(
         default=None, min_length=1, description="text encoder of the prompts; default: the text tower of --encoder"
@@ -189,6 +189,9 @@ class PredictConfig(Config):
     store: Path | None = Field(default=None, description="a feature store to read from and add to")
     input: str | None = Field(default=None, description="column to encode")
     id: str | None = Field(default=None, description="column of unique sample names")
+    bag: str | None = Field(
+        default=None, description="column of what is predicted as a whole, such as the study; default: the run's own"
+    )
     device: str = Field(default="auto", description="where the encoder runs: auto, cpu, cuda or cuda:<i>")
     batch_size: Literal["auto"] | PositiveInt = Field(default="auto", description="samples per batch")
     workers: Literal["auto"] | PositiveInt = Field(default="auto", description="threads that decode")

@@ -39,7 +39,7 @@ from heads.errors import HeadError
 from heads.inputs import Normalize
 from heads.judging import Judged, judge, judge_calibration, judge_sets, predictions
 from heads.labelled import Labelled
-from heads.loading import counts, gate, load, unused_split
+from heads.loading import counts, gate, load, pooling_remark, unused_split
 from heads.many import Job, fit_many
 from heads.recalibration import Recalibration
 from heads.record import RunRecord
@@ -208,7 +208,9 @@ def write_judged(
         conformal=_described(decisions.conformal, judge_sets, config, data, fitted),
         leakage=data.leakage.to_dict(),
         prompts=data.prompts.to_dict() if data.prompts else {},
-        warnings=tuple(dict.fromkeys([*remarks, *fitted.remarks, *decisions.remarks])),
+        warnings=tuple(
+            dict.fromkeys([*remarks, *pooling_remark(data, fitted.head), *fitted.remarks, *decisions.remarks])
+        ),
         seed=config.seed,
         openings=openings.to_dict() if openings else {},
         timings={"total_seconds": time.perf_counter() - started, "fit_seconds": fitted.seconds},
@@ -273,12 +275,13 @@ def write_run(
     progress.stage("plots and report", 2)
     write_config(folder, config)
     write_table(folder / "predictions.csv", predictions(data, fitted.judged, decisions.cuts))
+    trained = data.instances.of(fitted.rows)
     write_table(
         folder / TRAINED,
         {
-            "id": [data.manifest.ids[i] for i in fitted.rows],
-            "key": [key_hex(data.keys[i]) for i in fitted.rows],
-            **truth_columns(data.task, data.y[fitted.rows]),
+            "id": list(trained.manifest.ids),
+            "key": [key_hex(key) for key in trained.keys],
+            **truth_columns(data.task, np.repeat(data.y[fitted.rows], trained.lengths, axis=0)),
         },
     )
     if hasattr(fitted.head, "history_"):
@@ -288,7 +291,12 @@ def write_run(
         fitted.head,
         task=data.task.to_dict(),
         inputs=[asdict(block) for block in data.blocks],
-        extra={**decisions.to_extra(), "normalize": normalize, "prompts": record.prompts},
+        extra={
+            **decisions.to_extra(),
+            "normalize": normalize,
+            "prompts": record.prompts,
+            "bag": data.manifest.roles.get("bag"),
+        },
     )
     record.write(folder)
     write_plots(folder)
@@ -324,7 +332,9 @@ def open_test_rows(config: TaskConfig, data: Labelled, command: str) -> Openings
     if not len(test):
         return None
     run = run_digest(config.to_dict(), data.manifest.digest, [asdict(block) for block in data.blocks])
-    return open_test(FeatureStore(config.store), data.keys[test], config.target, run, command=command)
+    return open_test(
+        FeatureStore(config.store), data.instances.keys[data.instances.at(test)], config.target, run, command=command
+    )
 
 
 def _sealed(config: FitConfig, data: Labelled) -> list[str]:

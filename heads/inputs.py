@@ -19,6 +19,7 @@ from featurestore.errors import FeaturesMissing
 from featurestore.features import Features
 from featurestore.ledger import Failure
 from featurestore.store import FeatureStore
+from heads.bags import Bags, Offsets
 from heads.errors import HeadError
 
 Normalize = Literal["none", "l2"]
@@ -57,7 +58,7 @@ class Inputs:
     manifest
         The samples that every encoder has an embedding of, in manifest order.
     X
-        Their embeddings side by side, float32, shape (n, d).
+        Their embeddings side by side, float32, shape (n, d); bags of them where features are ragged.
     keys
         The content keys of the first encoder's inputs, shape (n, 2).
     blocks
@@ -67,7 +68,7 @@ class Inputs:
     """
 
     manifest: Manifest
-    X: NDArray[np.float32]
+    X: NDArray[np.float32] | Bags
     keys: Keys
     blocks: tuple[Block, ...]
     dropped: Mapping[str, tuple[str, ...]]
@@ -169,19 +170,48 @@ def load_inputs(
     if not len(kept):
         why = "; ".join(f"{reason} ({len(ids)})" for reason, ids in dropped.items())
         raise FeaturesMissing(f"{manifest.path}: none of {len(manifest)} samples has features of every encoder: {why}")
-    blocks = [
-        each.take(columns[kept], checked=True).astype(np.float32)
-        for each, (columns, _) in zip(features, keys, strict=True)
-    ]
+    taken = [_values(each, columns[kept]) for each, (columns, _) in zip(features, keys, strict=True)]
+    blocks = [values for values, _ in taken]
     if normalize == "l2":
         blocks = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in blocks]
+    ragged = [(name, offsets) for name, (_, offsets) in zip(encoders, taken, strict=True)]
+    offsets = _common_offsets(manifest.select(kept.tolist()), ragged)
+    X = np.ascontiguousarray(np.concatenate(blocks, axis=1))
     return Inputs(
         manifest=manifest.select([int(i) for i in kept]),
-        X=np.ascontiguousarray(np.concatenate(blocks, axis=1)),
+        X=X if offsets is None else Bags(X, offsets),
         keys=keys[0][0][kept],
         blocks=tuple(block_of(each, name) for each, name in zip(features, encoders, strict=True)),
         dropped=dropped,
     )
+
+
+def _values(features: Features, keys: Keys) -> tuple[NDArray[np.float32], Offsets | None]:
+    """Return the embeddings of some samples, and where each sample's begin if there are several per sample."""
+    if not features.info.ragged:
+        return features.take(keys, checked=True).astype(np.float32), None
+    ragged = features.take_bags(keys)
+    return ragged.values.astype(np.float32), ragged.offsets
+
+
+def _common_offsets(manifest: Manifest, found: Sequence[tuple[str, Offsets | None]]) -> Offsets | None:
+    """Return the offsets that all encoders have in common.
+
+    Raises
+    ------
+    HeadError
+        If they have different numbers of embeddings of a sample.
+    """
+    lengths = [np.ones(len(manifest), np.int64) if offsets is None else np.diff(offsets) for _, offsets in found]
+    for (name, _), other in zip(found, lengths, strict=True):
+        differs = np.flatnonzero(other != lengths[0])
+        if len(differs):
+            i = int(differs[0])
+            raise HeadError(
+                f"{manifest.where(i)}: {lengths[0][i]} embeddings by {found[0][0]}, but {other[i]} by {name}; "
+                f"encoders are joined embedding by embedding, so use one of them, or one vector per sample of each"
+            )
+    return found[0][1]
 
 
 def input_column(manifest: Manifest, modality: str) -> str:

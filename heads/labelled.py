@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digest import Keys
+from data.duplicates import NO_PAIRS
 from data.errors import SplitError
 from data.filecache import FileCache
 from data.images import load_image
@@ -35,9 +36,11 @@ from data.progress import Progress
 from data.split import parse_split
 from data.task import Targets, Task, labelled
 from featurestore.store import FeatureStore
+from heads.bags import Bags
 from heads.context import Context
 from heads.inputs import Block, Inputs, Normalize, find_features, load_inputs
 from heads.prompts import PromptSet
+from heads.samples import Instances, agreed, bags_of, samples_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +50,11 @@ class Labelled:
     Attributes
     ----------
     manifest
-        The samples.
-    keys
-        Content keys of the first encoder's inputs, shape (n, 2).
+        The samples: rows, or bags of them.
+    instances
+        The rows that the samples are made of.
     X, y
-        Embeddings, float32, shape (n, d), and targets as `data.task` encodes them.
+        Embeddings, float32, shape (n, d), or bags of them; and targets as `data.task` encodes them.
     task
         What `y` means.
     split
@@ -73,8 +76,8 @@ class Labelled:
     """
 
     manifest: Manifest
-    keys: Keys
-    X: NDArray[np.float32]
+    instances: Instances
+    X: NDArray[np.float32] | Bags
     y: NDArray[Any]
     task: Task
     split: NDArray[np.str_]
@@ -97,23 +100,7 @@ class Labelled:
         return replace(
             self,
             manifest=self.manifest.select([int(i) for i in rows]),
-            keys=self.keys[rows],
-            X=self.X[rows],
-            y=self.y[rows],
-            split=self.split[rows],
-            groups=self.groups[rows],
-            group_names=tuple(self.group_names[i] for i in rows),
-            dropped={**self.dropped, **gone},
-        )
-
-    def take(self, rows: NDArray[np.int64], reason: str) -> Labelled:
-        """Return the same data of some of the samples, by position; the others are dropped for a reason."""
-        left = np.setdiff1d(np.arange(len(self.y)), rows)
-        gone = {reason: tuple(self.manifest.ids[i] for i in left)} if len(left) else {}
-        return replace(
-            self,
-            manifest=self.manifest.select([int(i) for i in rows]),
-            keys=self.keys[rows],
+            instances=self.instances.of(rows),
             X=self.X[rows],
             y=self.y[rows],
             split=self.split[rows],
@@ -137,9 +124,12 @@ def join_features(
     normalize: Normalize,
     progress: Progress,
 ) -> Inputs:
-    """Join the stored features of some encoders to a manifest; see `load_inputs`."""
+    """Join the stored features of some encoders to a manifest; see `load_inputs`.
+
+    A bag goes on with the rows that have features; one without any is dropped and listed.
+    """
     features = find_features(store, encoders, pooling=pooling, precision=precision, modality=manifest.modality)
-    return load_inputs(
+    inputs = load_inputs(
         manifest,
         features,
         encoders,
@@ -149,6 +139,15 @@ def join_features(
         workers=os.cpu_count() or 1,
         progress=progress,
     )
+    return inputs if manifest.role("bag") is None else _with_lost_bags(inputs, manifest)
+
+
+def _with_lost_bags(inputs: Inputs, manifest: Manifest) -> Inputs:
+    """Return the inputs with what was dropped told apart: rows of bags that go on, and bags without any row left."""
+    left = set(inputs.manifest.role("bag") or ())
+    lost = tuple(name for name in bags_of(manifest)[1] if name not in left)
+    dropped = {f"rows of bags, {reason}": ids for reason, ids in inputs.dropped.items()}
+    return replace(inputs, dropped={**dropped, "bags without a row": lost} if lost else dropped)
 
 
 def label(
@@ -175,46 +174,67 @@ def label(
         If a split's name is not understood, or no training sample is left.
     """
     manifest = inputs.manifest
-    column = manifest.role("split")
-    where = f"{manifest.path}, split column {manifest.roles.get('split')!r}"
-    split = (
-        parse_split(column, rows=manifest.rows, where=where) if column is not None else np.full(len(manifest), "train")
-    )
+    split, groups = _splits(manifest), _group_names(manifest)
     unlabelled = ~labelled(y)
     unassigned = (split == "") & ~unlabelled
     dropped = dict(inputs.dropped)
     for reason, mask in (("no label", unlabelled), ("no split", unassigned)):
         if mask.any():
-            dropped[reason] = tuple(manifest.ids[i] for i in np.flatnonzero(mask))
+            names = manifest.role("bag") or manifest.ids
+            dropped[reason] = tuple(dict.fromkeys(str(names[i]) for i in np.flatnonzero(mask)))
     kept = np.flatnonzero(~unlabelled & ~unassigned)
     if need_train and not (split[kept] == "train").any():
         raise SplitError(
             f"{manifest.path}: no labelled training sample is left of {len(manifest)} rows; "
             f"check the target and the split column"
         )
-    manifest, keys, X, split = manifest.select([int(i) for i in kept]), inputs.keys[kept], inputs.X[kept], split[kept]
-    near = _near_duplicates(manifest, keys, X, store, progress)
-    groups = _group_names(manifest)
+    kept, instances, samples = samples_of(manifest, inputs.keys, kept)
+    # What follows is about instances: two bags that share one are kept together like two equal samples.
+    rows, X, first = instances.manifest, inputs.X[kept], instances.first
+    split, groups = split[kept], groups[kept]
+    near = _near_duplicates(rows, instances.keys, X, store, progress)
+    connected = connected_groups(len(kept), groups.tolist(), instances.keys, near)
     return Labelled(
-        manifest=manifest,
-        keys=keys,
-        X=X,
-        y=y[kept],
+        manifest=samples,
+        instances=instances,
+        X=instances.packed(X),
+        y=y[kept][first],
         task=task,
-        split=split,
-        groups=connected_groups(len(kept), groups, keys, near),
-        group_names=tuple(groups),
+        split=split[first],
+        groups=_joined(connected, rows)[first],
+        group_names=tuple(groups[first].tolist()),
         blocks=inputs.blocks,
         context=Context(blocks=tuple(block.dim for block in inputs.blocks)),
-        leakage=audit(split, groups, keys, near, manifest.ids, labels=_label_texts(manifest, task)),
+        leakage=audit(split, groups.tolist(), instances.keys, near, rows.ids, labels=_label_texts(rows, task)),
         dropped=dropped,
     )
 
 
-def _group_names(manifest: Manifest) -> list[str]:
+def _joined(connected: NDArray[np.int64], rows: Manifest) -> NDArray[np.int64]:
+    """Return connected groups of rows, those that have a bag in common made one."""
+    if rows.role("bag") is None:
+        return connected
+    bags = [str(name) for name in bags_of(rows)[0]]
+    return connected_groups(len(rows), bags, near=NearPairs(connected, NO_PAIRS))
+
+
+def _splits(manifest: Manifest) -> NDArray[np.str_]:
+    """Return the split of each row, all ``train`` without a split column; that of a bag is that of all its rows."""
+    column = manifest.role("split")
+    if column is None:
+        return np.full(len(manifest), "train")
+    name = manifest.roles["split"]
+    split = parse_split(column, rows=manifest.rows, where=f"{manifest.path}, split column {name!r}")
+    return split if manifest.role("bag") is None else agreed(manifest, name, split, known=split != "")
+
+
+def _group_names(manifest: Manifest) -> NDArray[np.object_]:
     """Return what must not straddle splits: the group column, else the bag column, else nothing."""
-    column = manifest.role("group") or manifest.role("bag")
-    return [""] * len(manifest) if column is None else [name or "" for name in column]
+    role = "group" if manifest.role("group") is not None else "bag"
+    names = np.array([name or "" for name in manifest.role(role) or [""] * len(manifest)], dtype=object)
+    if manifest.role("bag") is None:
+        return names
+    return agreed(manifest, manifest.roles[role], names, known=names != "")
 
 
 def _label_texts(manifest: Manifest, task: Task) -> list[str]:
@@ -223,7 +243,7 @@ def _label_texts(manifest: Manifest, task: Task) -> list[str]:
 
 
 def _near_duplicates(
-    manifest: Manifest, keys: Keys, X: NDArray[np.float32], store: FeatureStore, progress: Progress
+    manifest: Manifest, keys: Keys, X: NDArray[np.float32] | Bags, store: FeatureStore, progress: Progress
 ) -> NearPairs:
     """Return which samples have nearly the same content.
 
@@ -244,7 +264,7 @@ def _near_duplicates(
             progress=progress.advance,
         )
         return near_pairs(hashes)
-    return near_pairs_by_embedding(X)
+    return near_pairs_by_embedding(X.mean() if isinstance(X, Bags) else X)
 
 
 def _exists(path: Path | None) -> bool:

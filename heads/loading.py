@@ -9,13 +9,16 @@ import numpy as np
 from data.errors import LeakageError, SplitError
 from data.progress import Progress
 from data.sources import read_manifest
-from data.task import count_classes, encode_targets, read_task
+from data.task import count_classes, read_task
 from featurestore.store import FeatureStore
+from heads.bags import Bags
+from heads.base import Head
 from heads.catalog import make_head
 from heads.config import FitConfig
 from heads.errors import HeadError
 from heads.labelled import Labelled, join_features, label
 from heads.prompts import load_prompts, refuse_unaligned
+from heads.samples import encode_samples
 from heads.thresholds import parse_rule
 
 
@@ -46,7 +49,7 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     )
     if prompts is not None and head.compares_prompts:
         refuse_unaligned(head.name, inputs.blocks, prompts)
-    data = label(inputs, task, encode_targets(task, inputs.manifest), store, progress).with_prompts(prompts)
+    data = label(inputs, task, encode_samples(task, manifest, inputs.manifest), store, progress).with_prompts(prompts)
     if config.sealed and not len(data.rows("test")):
         raise SplitError(f"--sealed: {config.manifest} has no test rows to leave sealed; name the split with --split")
     return data
@@ -88,9 +91,22 @@ def counts(data: Labelled) -> dict[str, Any]:
                 "classes": count_classes(data.task, data.y[rows]),
             }
     dropped = {reason: {"count": len(ids), "ids": list(ids)} for reason, ids in data.dropped.items()}
-    return {
+    found = {
         "samples": len(data.y),
         "groups": len(np.unique(data.groups)),
         "splits": splits,
         "dropped": dropped,
     }
+    if isinstance(data.X, Bags):
+        lengths = data.X.lengths
+        found["instances"] = {"total": int(lengths.sum()), "fewest": int(lengths.min()), "most": int(lengths.max())}
+    return found
+
+
+def pooling_remark(data: Labelled, head: Head) -> list[str]:
+    """Remark on bags that a head could not take as they are."""
+    if not isinstance(data.X, Bags) or head.accepts_bags:
+        return []
+    what, fewest, most = data.manifest.roles.get("bag", "sample"), data.X.lengths.min(), data.X.lengths.max()
+    number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return [f"each {what} is the mean of its {number} embeddings, which the {head.name} head sees in place of them"]

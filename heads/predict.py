@@ -22,7 +22,7 @@ from data.manifest import Manifest
 from data.progress import Progress, Silent
 from data.sources import read_manifest
 from data.tables import READERS
-from data.task import Task, encode_targets
+from data.task import Task
 from featurestore.config import ExtractConfig
 from featurestore.errors import FingerprintMismatch
 from featurestore.extract import extract
@@ -35,6 +35,7 @@ from heads.metrics import evaluate as evaluate_metrics
 from heads.prompts import refuse_other_classes
 from heads.record import RunRecord
 from heads.run import prediction_columns, read_trained, write_table
+from heads.samples import encode_samples, samples_of
 from heads.scoring import answers, class_probabilities, scores_of
 
 
@@ -107,21 +108,22 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
         raise ConfigError(f"--out {config.out}: expected a file to write, found a directory")
     bundle = _bundle(config.run)
     task = Task.from_dict(bundle.task)
-    manifest = read_manifest(config.manifest, input=_input_of(config), id=config.id)
+    manifest = read_manifest(config.manifest, input=_input_of(config), id=config.id, bag=_bag_of(config, bundle))
     with _store_of(config) as store:
         failures = _encode_missing(config, manifest, bundle, store, progress)
         inputs = _inputs(manifest, bundle, store, progress)
     failures += _without_content(inputs, failures)
-    scores = scores_of(bundle.head, inputs.X, task)
+    kept, instances, samples = samples_of(inputs.manifest, inputs.keys, np.arange(len(inputs.manifest)))
+    scores = scores_of(bundle.head, instances.packed(inputs.X[kept]), task)
     predicted = answers(scores, task, _thresholds(bundle))
-    columns = {"id": list(inputs.manifest.ids)}
+    columns = {"id": list(samples.ids)}
     columns |= prediction_columns(task, class_probabilities(scores, task), predicted)
     try:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         write_table(config.out, columns)
     except OSError as error:
         raise ConfigError(f"--out {config.out}: cannot be written: {error.strerror}") from error
-    return Predictions(rows=len(inputs.manifest), out=str(config.out), failures=tuple(failures))
+    return Predictions(rows=len(samples), out=str(config.out), failures=tuple(failures))
 
 
 def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Evaluation:
@@ -158,7 +160,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Eva
     )
     store = FeatureStore(config.store)
     inputs = _inputs(manifest, bundle, store, progress)
-    data = label(inputs, task, encode_targets(task, inputs.manifest), store, progress, need_train=False)
+    data = label(inputs, task, encode_samples(task, manifest, inputs.manifest), store, progress, need_train=False)
     rows = data.rows(config.split) if config.split else data.rows("train")
     if not len(rows):
         raise SplitError(f"{config.manifest}: column {column!r} has no labelled row of split {config.split!r}")
@@ -193,7 +195,8 @@ def _trained_on(config: EvaluateConfig, data: Labelled, rows: NDArray[np.int64])
         If there are such rows and that was not allowed.
     """
     trained = read_trained(config.run)
-    shared = [int(i) for i in rows if key_bytes(data.keys[i]) in trained]
+    known = np.array([key_bytes(key) in trained for key in data.instances.keys], dtype=bool)
+    shared = [int(i) for i in rows if known[data.instances.at(np.array([i]))].any()]
     if not shared:
         return []
     examples = ", ".join(data.manifest.ids[i] for i in shared[:3])
@@ -282,6 +285,14 @@ def _input_of(config: PredictConfig) -> str | None:
     if config.input is not None or config.manifest.suffix.lower() not in READERS:
         return config.input
     own: str | None = RunRecord.read(config.run).config.get("input")
+    return own
+
+
+def _bag_of(config: PredictConfig, bundle: Bundle) -> str | None:
+    """Return the bag column: as asked, else the run's own; a single file is a bag of one."""
+    if config.bag is not None or (config.manifest.is_file() and config.manifest.suffix.lower() not in READERS):
+        return config.bag
+    own: str | None = bundle.extra.get("bag")
     return own
 
 

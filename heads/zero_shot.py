@@ -10,10 +10,11 @@ import numpy as np
 from data.errors import SplitError
 from data.progress import Progress, Silent
 from data.sources import read_manifest
-from data.task import encode_targets, read_task
+from data.task import read_task
 from featurestore.catalog import ALIASES, modality_of
 from featurestore.errors import UnknownEncoder
 from featurestore.store import FeatureStore
+from heads.bags import features_for
 from heads.catalog import make_head
 from heads.config import ZeroShotConfig
 from heads.decisions import Decisions
@@ -23,6 +24,7 @@ from heads.labelled import Labelled, join_features, label
 from heads.prompts import load_prompts, refuse_unaligned
 from heads.record import RunRecord
 from heads.run import new_run
+from heads.samples import encode_samples
 from heads.scoring import scores_of
 from heads.thresholds import choose_thresholds
 
@@ -75,14 +77,17 @@ def zero_shot(config: ZeroShotConfig, *, command: str = "", progress: Progress |
 
 def load(config: ZeroShotConfig, progress: Progress) -> Labelled:
     """Read the manifest, its targets, its stored features and the prompts of its classes."""
-    (encoder,) = config.encoder
+    if len(config.encoder) > 1:
+        raise HeadError(
+            f"--encoder: prompts are compared with features of one encoder, {len(config.encoder)} are named"
+        )
     manifest = read_manifest(
         config.manifest, input=config.input, id=config.id, split=config.split, group=config.group, bag=config.bag
     )
     task, _ = read_task(manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive)
     make_head(HEAD, task.kind, config.set, config.seed)
     store = FeatureStore(config.store)
-    options = config.model_copy(update={"prompt_encoder": config.prompt_encoder or _own_text_tower(encoder)})
+    options = config.model_copy(update={"prompt_encoder": config.prompt_encoder or _own_text_tower(config.encoder[0])})
     prompts = load_prompts(options, task, store, progress, seed=config.seed)
     assert prompts is not None  # there is an encoder
     inputs = join_features(
@@ -95,7 +100,7 @@ def load(config: ZeroShotConfig, progress: Progress) -> Labelled:
         progress=progress,
     )
     refuse_unaligned(HEAD, inputs.blocks, prompts)
-    data = label(inputs, task, encode_targets(task, inputs.manifest), store, progress, need_train=False)
+    data = label(inputs, task, encode_samples(task, manifest, inputs.manifest), store, progress, need_train=False)
     if config.split is None:
         data = replace(data, split=np.full(len(data.y), "test"))
     return data.with_prompts(prompts)
@@ -118,7 +123,7 @@ def predict(config: ZeroShotConfig, data: Labelled) -> Fitted:
     head, remarks = make_head(HEAD, data.task.kind, config.set, config.seed), list[str]()
     rows = parts[0][1]
     with head_remarks(remarks, data.task):
-        head.fit(data.X[rows], data.y[rows], context=data.context)
+        head.fit(features_for(head, data.X[rows]), data.y[rows], context=data.context)
     started = time.perf_counter()
     judged = tuple(Judged(split, rows, scores_of(head, data.X[rows], data.task)) for split, rows in parts)
     seconds = time.perf_counter() - started

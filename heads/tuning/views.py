@@ -51,8 +51,9 @@ class Views:
         return self._kept[view]
 
     def _read(self, view: View) -> Labelled:
+        rows = self._data.instances.manifest
         inputs = join_features(
-            self._data.manifest,
+            rows,
             self._store,
             view.encoders,
             pooling=view.pooling,
@@ -60,15 +61,15 @@ class Views:
             normalize=cast("Normalize", view.normalize),
             progress=Silent(),
         )
-        missing = len(self._data.manifest) - len(inputs.manifest)
+        missing = len(rows) - len(inputs.manifest)
         if missing:
             raise HeadError(
-                f"{' + '.join(view.encoders)} with pooling {view.pooling}: {missing} of {len(self._data.manifest)} "
+                f"{' + '.join(view.encoders)} with pooling {view.pooling}: {missing} of {len(rows)} "
                 f"samples have no such features; extract them, or choose one --pooling"
             )
         blocks = tuple(block.dim for block in inputs.blocks)
         context = replace(self._data.context, blocks=blocks)
-        return replace(self._data, X=inputs.X, blocks=inputs.blocks, context=context)
+        return replace(self._data, X=self._data.instances.packed(inputs.X), blocks=inputs.blocks, context=context)
 
 
 def stored_poolings(store: FeatureStore, encoders: Sequence[str], precision: str | None) -> tuple[str | None, ...]:
