@@ -17,6 +17,8 @@ QUICK = {
     "svm": [],
     "mlp": ["--set", "max_epochs=20", "--set", "hidden=16", "--set", "lr=0.01", "--set", "batch_size=8"],
     "gbm": [],
+    "prototype": [],
+    "attention_mil": ["--set", "max_epochs=20", "--set", "hidden=16", "--set", "lr=0.01", "--set", "bags_per_step=8"],
 }
 
 
