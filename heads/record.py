@@ -180,6 +180,8 @@ class RunRecord(BaseModel):
         RunError
             If they are not a record, or one of a later version.
         """
+        if isinstance(values, Mapping) and values.get("kind") == "tune":
+            raise RunError(f"{where}: is the record of a study, not of a run; the run of its best head is in best/")
         if not isinstance(values, Mapping) or "schema" not in values:
             raise RunError(f"{where}: is not the record of a Frostline run (it has no schema version)")
         if values["schema"] != SCHEMA:

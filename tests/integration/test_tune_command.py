@@ -103,6 +103,9 @@ def test_a_study_is_whole_and_reads_nothing_but_the_store(tune, frostline, monke
     assert again.json["metrics"] == record["metrics"]
     assert again.json["metrics"] == json.loads((out / "best" / "record.json").read_text())["metrics"]
     assert again.json["head"]["name"] == record["best"]["head"]
+    refused = frostline("report", out, "--out", tmp_path / "page.html")
+    assert refused.code == 2
+    assert "the run of its best head is in best/" in refused.error
 
 
 def test_the_study_does_not_see_the_rows_of_the_final_judgement(tune, stored) -> None:
