@@ -16,7 +16,8 @@ STATISTICS = frozenset(
     {"mean_", "scale_", "center_", "spread_", "constant_", "alpha_", "prompts_", "negative_prompts_"}
 )
 """Learned attributes of any head that describe data or prompts, or that were picked and not fitted."""
-RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+RUNNING = ("norm.mean", "norm.variance", "prompt.vector", "prompt.vectors")
+"""How the names end of arrays among the weights that no gradient reaches."""
 TREE_NUMBERS = re.compile(r"^(?:threshold|leaf_value)=(.*)$", re.MULTILINE)
 
 

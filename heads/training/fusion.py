@@ -17,7 +17,8 @@ per step, and the first linear layer can be *collapsed*: every gradient of its w
 times p, so all that training can move is the product u = W p, a vector. The update of Adam is the
 same for all entries of a row of W but for the sign of p (exactly so while its eps is small beside the
 gradients), so W p moves by ||p||_1 times what u would: u learns with lr * ||p||_1, and decays as W
-does. The products, and with them losses and logits, are those of the full layer.
+does. The products, and with them losses and logits, are those of the full layer, save behind a batch
+norm, which lets nothing through but the rounding of a gradient that is zero.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -83,9 +85,7 @@ class Blocks:
 
     def _left(self, present: Tensor, training: TrainingPass) -> Tensor:
         """Return which blocks are left in; models of one stream leave out the same ones."""
-        rates = torch.full((len(present),), self.dropout, device=present.device)
-        ones = torch.ones(present.shape, device=present.device)
-        left = present & (replace(training, rates=rates).drop(ones) > 0)
+        left = present & (training.random(partial(_uniform, present.shape[1:])) >= self.dropout)
         return torch.where(left.any(dim=-1, keepdim=True), left, present)
 
 
@@ -328,6 +328,10 @@ class PromptSimilarity:
 def speed(prompts: NDArray[np.float32]) -> float:
     """Return how many times faster than another bias the branch of the prompts learns: the sum of absolute values."""
     return float(np.abs(prompts, dtype=np.float64).sum())
+
+
+def _uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, device=generator.device)
 
 
 def _of_rows(training: TrainingPass | None, share: Tensor) -> TrainingPass | None:
