@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from data.files import whole_text_file
-from heads.bootstrap import Estimate
+from heads.bootstrap import format_estimate
 from heads.compare_plots import few_shot, forest
 from heads.compared import Comparison
 from heads.metrics import LOWER_IS_BETTER
-from heads.page import Content, Html, document, element, join, picture, table, whisker
+from heads.page import Content, Html, document, element, join, picture, table
 from heads.ranks import MeanRank, common_blocks, ranks_of
 from heads.record import RunRecord
 from heads.sections import SPLIT_NAMES, cell, metric_name
@@ -62,9 +61,10 @@ def _data_section(result: Comparison, standing: Standing, anchor: str, folder: P
     counted = len(standing.rows)
     groups = len({*standing.data.groups[standing.rows].tolist()})
     where = SPLIT_NAMES[standing.judge].lower()
+    encoders = sorted({entry.cell.encoder for entry in standing.entries if entry.cell.encoder})
     lead = (
         f"{', '.join(standing.task.targets)}: {standing.task.kind}, judged by {where} on {counted:,} samples of "
-        f"{groups:,} groups."
+        f"{groups:,} groups; features of {', '.join(encoders)}."
     )
     return [
         element("h2", standing.name, id=anchor),
@@ -84,10 +84,11 @@ def _warnings(standing: Standing, groups: int) -> Html:
     ]
     remarks += [f"Not in the table: {_title(each.head, each.encoder)}: {each.reason}." for each in standing.omitted]
     remarks += standing.remarks
-    if standing.grouped:
+    if groups < len(standing.rows):
         remarks.append(
-            "Several samples share a group. DeLong's and McNemar's tests take samples as independent, so their "
-            "p-values are too small here; the paired bootstrap over groups is the one to trust."
+            f"{len(standing.rows):,} samples are of {groups:,} groups. DeLong's and McNemar's tests take samples as "
+            "independent, so their p-values are too small where many share a group; the paired bootstrap over groups "
+            "is the one to trust."
         )
     if groups < FEW_GROUPS:
         remarks.append(f"There are only {groups} groups to resample: intervals are likely too narrow.")
@@ -102,8 +103,7 @@ def _warnings(standing: Standing, groups: int) -> Html:
 
 
 def _table(result: Comparison, standing: Standing) -> Html:
-    ordered, first = standing.ordered(), standing.names[0]
-    axis = _axis([entry.metrics[first] for entry in ordered])
+    ordered, first, name_of = standing.ordered(), standing.names[0], _namer(standing)
     marks = {name: (standing.best(name), standing.level(name)) for name in standing.names}
     contenders = [entry for entry in ordered if entry.contends]
     values = [entry.metrics[first]["value"] for entry in contenders]
@@ -111,21 +111,18 @@ def _table(result: Comparison, standing: Standing) -> Html:
         [float("nan") if value is None else value for value in values], lower_is_better=first in LOWER_IS_BETTER
     )
     ranks = {entry: f"{rank:g}" for entry, rank in zip(contenders, found, strict=True)}
-    rows: list[list[Content]] = []
-    for entry in ordered:
-        best = marks[first][0] is entry
-        rows.append(
-            [
-                _title(entry.cell.head, entry.cell.encoder) + (" (baseline)" if entry.cell.baseline else ""),
-                ranks.get(entry, "–"),
-                _whisker(entry.metrics[first], axis, best=best),
-                *(_marked(result, entry, name, *marks[name]) for name in standing.names),
-                f"{entry.n_parameters:,}",
-                f"{entry.fit_seconds:.2f}",
-                join(_link(result, run, str(i)) + Html(" ") for i, run in enumerate(entry.runs, start=1)),
-            ]
-        )
-    head = ["", "Rank", "Interval", *map(metric_name, standing.names), "Parameters", "Fits, s", "Runs"]
+    rows: list[list[Content]] = [
+        [
+            name_of(entry) + (" (baseline)" if entry.cell.baseline else ""),
+            ranks.get(entry, "–"),
+            *(_marked(result, entry, name, *marks[name]) for name in standing.names),
+            f"{entry.n_parameters:,}",
+            f"{entry.fit_seconds:.2f}",
+            join(join([" ", _link(result, run, str(i))]) for i, run in enumerate(entry.runs, start=1)),
+        ]
+        for entry in ordered
+    ]
+    head = ["", "Rank", *map(metric_name, standing.names), "Parameters", "Fits, s", "Runs"]
     drawn = ordered[0].cell.config
     caption = (
         f"Best {metric_name(first)} first. In brackets: 95 % percentile interval over {drawn.bootstrap:,} resamples of "
@@ -138,18 +135,19 @@ def _table(result: Comparison, standing: Standing) -> Html:
 
 def _marked(result: Comparison, entry: Entry, metric: str, best: Entry | None, level: set[Entry]) -> Content:
     """Return a number that links to its run, bold where it is the best, marked where it may be."""
-    shown = _link(result, entry.runs[0], cell(entry.metrics[metric]))
+    value, _, interval = format_estimate(entry.metrics[metric]).partition(" ")
+    shown = join([_link(result, entry.runs[0], value), element("span", f" {interval}", class_="ci")])
     if entry is best:
         return element("span", shown, class_="best")
     return join(["≈ ", shown]) if entry in level else shown
 
 
 def _forest(standing: Standing, path: Path) -> Html:
-    first, ordered = standing.names[0], standing.ordered()
+    first, ordered, name_of = standing.names[0], standing.ordered(), _namer(standing)
     prior = next((entry for entry in ordered if not entry.contends), None)
     best = standing.best(first)
-    level = {_name(entry) for entry in standing.level(first) | ({best} if best else set())}
-    names = {_name(entry): entry.metrics[first] for entry in ordered if entry.contends}
+    level = {name_of(entry) for entry in standing.level(first) | ({best} if best else set())}
+    names = {name_of(entry): entry.metrics[first] for entry in ordered if entry.contends}
     chance = prior.metrics[first]["value"] if prior else None
     forest(path, names, metric_name(first), level=level, chance=chance)
     alt = f"{metric_name(first)} of every cell with its 95 % interval"
@@ -173,7 +171,7 @@ def _controls(standing: Standing) -> Html:
         if len(family) < 2 or "none" not in family:
             continue
         real = family["none"]
-        row: list[Content] = [_name(real), cell(real.metrics[first])]
+        row: list[Content] = [_namer(standing)(real), cell(real.metrics[first])]
         for control in CONTROLS[1:]:
             if control not in family:
                 row += ["–", "–"]
@@ -216,7 +214,7 @@ def _tests(standing: Standing) -> Html:
     if not standing.tests:
         return Html("")
     first = standing.names[0]
-    best = standing.best(first)
+    best, name_of = standing.best(first), _namer(standing)
     against = [
         test for test in standing.tests if best in (test.a, test.b) and (test.metric == first or test.test == "mcnemar")
     ]
@@ -228,21 +226,21 @@ def _tests(standing: Standing) -> Html:
     )
     parts = [
         element("h3", "Tests against the best"),
-        table(head, map(_test_row, against), label="Tests against the best", caption=caption),
+        table(head, (_test_row(test, name_of) for test in against), label="Tests against the best", caption=caption),
     ]
     if len(standing.tests) > len(against):
-        every = table(head, map(_test_row, standing.tests), label="All tests")
+        every = table(head, (_test_row(test, name_of) for test in standing.tests), label="All tests")
         parts.append(element("details", element("summary", f"All {len(standing.tests)} tests"), every))
     return join(parts)
 
 
-def _test_row(test: Contrast) -> list[Content]:
+def _test_row(test: Contrast, name_of: Callable[[Entry], str]) -> list[Content]:
     p = _p(test.p_holm)
     metric, label = (test.metric.split("[")[0], test.metric.partition("[")[2].rstrip("]"))
     interval = "" if test.low != test.low else f" [{test.low:+.3f}, {test.high:+.3f}]"
     shown = "–" if test.difference != test.difference else f"{test.difference:+.3f}"
     return [
-        f"{_name(test.a)} − {_name(test.b)}",
+        f"{name_of(test.a)} − {name_of(test.b)}",
         TESTS[test.test],
         metric_name(metric) + (f", {label}" if label else ""),
         join([shown, element("span", interval, class_="ci")]),
@@ -254,7 +252,8 @@ def _test_row(test: Contrast) -> list[Content]:
 def _few_shot(result: Comparison, standing: Standing, path: Path) -> Html:
     if standing.name not in result.courses:
         return Html("")
-    curves = {_name(entry): result.curves[entry] for entry in standing.ordered() if entry in result.curves}
+    name_of = _namer(standing)
+    curves = {name_of(entry): result.curves[entry] for entry in standing.ordered() if entry in result.curves}
     parts = [element("h3", "Few samples")]
     if any(point.value is not None for points in curves.values() for point in points):
         metric = metric_name(next(iter(curves.values()))[0].metric)
@@ -299,8 +298,10 @@ def _link(result: Comparison, run: Path, content: Content) -> Html:
     return element("a", content, href=f"{Path(os.path.relpath(run, result.out)).as_posix()}/report.html")
 
 
-def _name(entry: Entry) -> str:
-    return _title(entry.cell.head, entry.cell.encoder)
+def _namer(standing: Standing) -> Callable[[Entry], str]:
+    """Return what names an entry: its head, and its encoder where there are several."""
+    several = len({entry.cell.encoder for entry in standing.entries if entry.cell.encoder}) > 1
+    return lambda entry: _title(entry.cell.head, entry.cell.encoder if several else "")
 
 
 def _title(head: str, encoder: str) -> str:
@@ -309,17 +310,3 @@ def _title(head: str, encoder: str) -> str:
 
 def _p(p: float) -> str:
     return "–" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _axis(estimates: Sequence[Estimate]) -> tuple[float, float]:
-    ends: list[Any] = [estimate[end] for estimate in estimates for end in ("low", "value", "high")]
-    known = [end for end in ends if end is not None]
-    return (min(known), max(known)) if known else (0.0, 1.0)
-
-
-def _whisker(estimate: Estimate, axis: tuple[float, float], *, best: bool) -> Content:
-    value, low, high = estimate["value"], estimate["low"], estimate["high"]
-    if value is None:
-        return "–"
-    low, high = (value if low is None else low), (value if high is None else high)
-    return whisker(min(low, value), value, max(high, value), left=axis[0], right=axis[1], best=best)

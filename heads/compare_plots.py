@@ -37,8 +37,7 @@ def forest(
     with figure(path, 7.4, 0.75 + 0.27 * len(shown)) as drawn:
         ax = drawn.subplots()
         if chance is not None:
-            ax.axvline(chance, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="prior")
-            ax.legend(loc="lower left")
+            ax.axvline(chance, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         for row, (name, estimate) in enumerate(shown.items()):
             low, value, high = _floats([estimate["low"], estimate["value"], estimate["high"]])
             color = COLORS[0] if name in level else FAINT
@@ -47,7 +46,7 @@ def forest(
         ax.set_yticks(range(len(shown)), [shorten(name, 60) for name in shown])
         ax.set_ylim(len(shown) - 0.4, -0.6)
         ax.grid(axis="y", visible=False)
-        ax.set(xlabel=metric)
+        ax.set(xlabel=metric if chance is None else f"{metric} (dashed: the prior)")
 
 
 def few_shot(path: Path, curves: Mapping[str, Sequence[Point]], metric: str) -> None:

@@ -18,7 +18,7 @@ from data.subset import balanced_subset
 from data.task import count_classes
 from heads.base import Head, HeadWarning
 from heads.bootstrap import Bootstrap
-from heads.catalog import make_head
+from heads.catalog import head_class, make_head
 from heads.cells import identity
 from heads.errors import HeadError
 from heads.labelled import Labelled
@@ -116,24 +116,29 @@ def few_shot_curve(cell: Cell, data: Labelled, course: Course, out: Path) -> lis
     if file.is_file():
         return [Point(**values) for values in json.loads(file.read_text(encoding="utf-8"))]
     seeds = [cell.config.seed + draw for draw in range(course.draws)]
-    subsets = [[_subset(data, course, size, seed) for seed in seeds] for size in course.sizes]
+    draws = [(size, seed) for size in course.sizes for seed in seeds]
+    if not _draws_numbers(cell, data):
+        draws = [(size, seed) for size, seed in draws if size is not None or seed == seeds[0]]
     jobs = [
-        Job(make_head(cell.config.head, data.task.kind, cell.config.set, seed), rows)
-        for of_size in subsets
-        for seed, rows in zip(seeds, of_size, strict=True)
+        Job(make_head(cell.config.head, data.task.kind, cell.config.set, seed), _subset(data, course, size, seed))
+        for size, seed in draws
     ]
     with warnings.catch_warnings():
         # That a label has no positives in a subset of a few rows is the subject, not a remark.
         warnings.simplefilter("ignore", HeadWarning)
         heads = list(fit_many(jobs, data.X, data.y, groups=data.groups, context=data.context))
-    fitted = [heads[i : i + course.draws] for i in range(0, len(heads), course.draws)]
-    points = [
-        _point(cell, data, course, size, of_size, rows)
-        for size, of_size, rows in zip(course.sizes, fitted, subsets, strict=True)
-    ]
+    points = []
+    for size in course.sizes:
+        drawn = [i for i, draw in enumerate(draws) if draw[0] == size]
+        points.append(_point(cell, data, course, size, [heads[i] for i in drawn], [jobs[i].rows for i in drawn]))
     with whole_text_file(file) as opened:
         json.dump([asdict(point) for point in points], opened, indent=1)
     return points
+
+
+def _draws_numbers(cell: Cell, data: Labelled) -> bool:
+    """Return whether the fits of a cell differ by seed, on the same rows."""
+    return "random_state" in head_class(cell.config.head, data.task.kind)._get_param_names()
 
 
 def _subset(data: Labelled, course: Course, size: int | None, seed: int) -> NDArray[np.int64]:

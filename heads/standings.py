@@ -145,11 +145,6 @@ class Standing:
         """The task of all cells."""
         return self.data.task
 
-    @property
-    def grouped(self) -> bool:
-        """Whether some judged samples share a group."""
-        return len(np.unique(self.data.groups[self.rows])) < len(self.rows)
-
     def ordered(self) -> list[Entry]:
         """Return the entries, the best by the first metric first."""
         name = self.names[0]
