@@ -9,13 +9,19 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC, SVR
 
+from data.split import make_folds
 from heads.base import HeadWarning
 from heads.calibration import fit_calibration
 from heads.errors import HeadError
-from heads.estimators import svm
+from heads.estimators import _svm
 from heads.estimators.svm import SVMClassifier, SVMRegressor
+from heads.many import Job, fit_many
+from heads.solvers import svm_grid
+from heads.solvers.kernels import Kernels
+from heads.solvers.svm_grid import grid_accuracies
 
 Array = NDArray[Any]
 KERNELS = pytest.mark.parametrize("kernel", ["rbf", "linear"])
@@ -28,7 +34,7 @@ def blobs(classes: int, n: int = 150, d: int = 12) -> tuple[Array, Array, Array]
 
 
 @KERNELS
-def test_binary_margins_equal_scikit_learn(kernel: svm.Kernel) -> None:
+def test_binary_margins_equal_scikit_learn(kernel: _svm.Kernel) -> None:
     X, y, new = blobs(2)
     ours = SVMClassifier(kernel=kernel, C=2.0, standardize=False).fit(X, y)
     reference = SVC(kernel=kernel, C=2.0).fit(X, y)
@@ -38,7 +44,7 @@ def test_binary_margins_equal_scikit_learn(kernel: svm.Kernel) -> None:
 
 @KERNELS
 @pytest.mark.parametrize("classes", [3, 5])
-def test_pairwise_margins_equal_scikit_learn(kernel: svm.Kernel, classes: int) -> None:
+def test_pairwise_margins_equal_scikit_learn(kernel: _svm.Kernel, classes: int) -> None:
     X, y, new = blobs(classes)
     ours = SVMClassifier(C=1.0, kernel=kernel, standardize=False).fit(X, y)
     reference = SVC(kernel=kernel, decision_function_shape="ovo").fit(X, y)
@@ -74,7 +80,7 @@ def test_balanced_weights_equal_scikit_learn() -> None:
 
 
 @KERNELS
-def test_regression_equals_scikit_learn_on_standardised_targets(kernel: svm.Kernel) -> None:
+def test_regression_equals_scikit_learn_on_standardised_targets(kernel: _svm.Kernel) -> None:
     X, _, new = blobs(2)
     y = 50 + 20 * X[:, 0] + np.random.default_rng(0).normal(size=len(X))
     ours = SVMRegressor(C=1.0, kernel=kernel, standardize=False).fit(X, y)
@@ -128,7 +134,7 @@ def islands(n: int, noise: float, seed: int) -> tuple[Array, Array]:
 def test_auto_takes_the_penalty_that_rows_not_seen_like_best(noise: float, planted: float) -> None:
     X, y = islands(800, noise, seed=0)
     new, truth = islands(4000, noise, seed=1)
-    fixed = {C: SVMClassifier(C=C, gamma=4.0).fit(X, y) for C in svm.GRID}
+    fixed = {C: SVMClassifier(C=C, gamma=4.0).fit(X, y) for C in _svm.GRID}
     losses = {C: log_loss(truth, head.predict_proba(new)) for C, head in fixed.items()}
     chosen = SVMClassifier(gamma=4.0).fit(X, y)
     assert chosen.C_ == planted == min(losses, key=losses.__getitem__)
@@ -139,7 +145,7 @@ def test_one_penalty_serves_all_labels() -> None:
     X, clean = islands(400, 0.0, seed=0)
     Y = np.column_stack([clean, islands(400, 0.3, seed=0)[1], np.where(np.arange(400) % 3, clean, np.nan)])
     chosen = SVMClassifier(gamma=4.0).fit(X, Y)
-    assert chosen.C_ in svm.GRID
+    assert chosen.C_ in _svm.GRID
     assert chosen.slope_.shape == (3,)
     assert np.array_equal(chosen.predict_proba(X), SVMClassifier(C=chosen.C_, gamma=4.0).fit(X, Y).predict_proba(X))
 
@@ -154,7 +160,7 @@ def test_auto_takes_the_penalty_of_the_lowest_squared_error(noise: float, plante
 
     X, y = waves(300, seed=0)
     new, truth = waves(2000, seed=1)
-    errors = {C: np.square(SVMRegressor(C=C, gamma=1.0).fit(X, y).predict(new) - truth).mean() for C in svm.GRID}
+    errors = {C: np.square(SVMRegressor(C=C, gamma=1.0).fit(X, y).predict(new) - truth).mean() for C in _svm.GRID}
     chosen = SVMRegressor(gamma=1.0).fit(X, y)
     assert chosen.C_ == planted == min(errors, key=errors.__getitem__)
     assert np.square(chosen.predict(new) - truth).mean() == errors[planted]
@@ -185,7 +191,7 @@ def test_the_state_keeps_the_penalty_used(made: type[SVMClassifier | SVMRegresso
     restored = made.from_state(head.get_params(), head.get_state())
     assert restored.C == C
     assert restored.C_ == head.C_
-    assert head.C_ in ((3.0,) if C == 3.0 else svm.GRID)
+    assert head.C_ in ((3.0,) if C == 3.0 else _svm.GRID)
     assert np.array_equal(restored.predict(new), head.predict(new))
 
 
@@ -214,11 +220,11 @@ def test_a_label_that_no_inner_fold_can_learn_is_named() -> None:
     assert [str(each.message).split(":")[0] for each in warned] == ["svm", "svm"]
     assert "probabilities of target 2 are not calibrated" in head.notes_[1]
     assert head.slope_[1] == 1
-    assert head.C_ in svm.GRID
+    assert head.C_ in _svm.GRID
 
 
 def test_too_many_rows_are_refused_before_the_kernel_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(svm, "MAX_ROWS", 100)
+    monkeypatch.setattr(_svm, "MAX_ROWS", 100)
     X, y, _ = blobs(2)
     with pytest.raises(HeadError, match="150 training rows; expected 100 at most"):
         SVMClassifier().fit(X, y)
@@ -228,5 +234,83 @@ def test_prediction_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, new = blobs(3)
     head = SVMClassifier().fit(X, y)
     whole = head.predict_proba(new)
-    monkeypatch.setattr(svm, "BLOCK", 7)
+    monkeypatch.setattr(_svm, "BLOCK", 7)
     assert np.allclose(head.predict_proba(new), whole, rtol=0, atol=1e-12)
+
+
+def test_heads_fitted_in_one_go_equal_those_fitted_alone() -> None:
+    X, y, new = blobs(3)
+    rows = [np.arange(0, 120), np.arange(30, 150)]
+    settings: list[dict[str, Any]] = [
+        {"C": 1.0},
+        {"C": 10.0, "gamma": 0.1},
+        {"C": 10.0, "gamma": "auto"},
+        {"C": 0.1, "kernel": "linear"},
+        {"kernel": "linear"},
+        {"C": 2.0, "gamma": 0.1, "standardize": False},
+    ]
+    jobs = [Job(SVMClassifier(**each), own) for each in settings for own in rows]
+    for job, head in zip(jobs, fit_many(jobs, X, y), strict=True):
+        assert isinstance(head, SVMClassifier)
+        alone = SVMClassifier(**job.head.get_params()).fit(X[job.rows], y[job.rows])
+        assert head.C_ == alone.C_
+        assert np.array_equal(head.predict_proba(new), alone.predict_proba(new))
+
+
+def test_regressors_fitted_in_one_go_equal_those_fitted_alone() -> None:
+    X, _, new = blobs(2)
+    y, rows = X[:, 0] + 0.1 * X[:, 1], np.arange(100)
+    jobs = [Job(SVMRegressor(C=C, kernel=kernel), rows) for C in (0.1, 1.0) for kernel in ("rbf", "linear")]
+    for job, head in zip(jobs, fit_many(jobs, X, y), strict=True):
+        assert isinstance(head, SVMRegressor)
+        alone = SVMRegressor(**job.head.get_params()).fit(X[rows], y[rows])
+        assert np.array_equal(head.predict(new), alone.predict(new))
+
+
+def sklearn_search(X: Array, y: Array, fold: Array) -> GridSearchCV:
+    """Return scikit-learn's own search over the grid, on given folds."""
+    splits = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(fold.max() + 1)]
+    space = {"C": [0.1, 1, 10, 100], "kernel": ["linear", "rbf"], "gamma": ["scale", "auto", 0.1, 0.01]}
+    return GridSearchCV(SVC(), space, cv=splits, scoring="accuracy").fit(X, y)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_grid_search_equals_scikit_learn_on_the_same_folds(classes: int) -> None:
+    X, y, new = blobs(classes)
+    groups = np.arange(len(X)) // 2
+    head = SVMClassifier(search="grid", standardize=False).fit(X, y, groups=groups)
+    fold = make_folds(y, "binary" if classes == 2 else "multiclass", groups, 5, 0).assignment
+    theirs = sklearn_search(X, y, fold)
+    ours = grid_accuracies(Kernels(X), y, np.ones(len(y)), fold)
+    points = [dict(point._asdict()) for point in svm_grid.GRID]
+    assert points == theirs.cv_results_["params"]
+    assert np.array_equal(ours, np.stack([theirs.cv_results_[f"split{k}_test_score"] for k in range(5)], axis=1))
+    assert head.best_params_ == theirs.best_params_
+    assert theirs.best_params_["C"] == head.C_
+    margins = theirs.best_estimator_.set_params(decision_function_shape="ovo").decision_function(new)
+    sign = 1 if classes == 2 else -1
+    assert np.abs(sign * head.margins(new) - margins.reshape(len(new), -1)).max() <= 1e-6
+
+
+def test_grid_search_leaves_no_room_for_what_it_chooses() -> None:
+    X, y, _ = blobs(2)
+    with pytest.raises(HeadError, match="search=grid chooses C, kernel and gamma; leave them out"):
+        SVMClassifier(search="grid", C=1.0).fit(X, y)
+
+
+def test_the_state_keeps_the_point_chosen() -> None:
+    X, y, new = blobs(2)
+    head = SVMClassifier(search="grid").fit(X, y)
+    restored = SVMClassifier.from_state(head.get_params(), head.get_state())
+    assert restored.best_params_ == head.best_params_
+    assert np.array_equal(restored.predict_proba(new), head.predict_proba(new))
+
+
+def test_one_grid_search_serves_all_labels_and_too_few_rows_are_said() -> None:
+    X, y, _ = blobs(2)
+    Y = np.column_stack([y, np.where(np.arange(len(y)) % 4, X[:, 0] > 0, np.nan)]).astype(float)
+    head = SVMClassifier(search="grid").fit(X, Y)
+    assert head.predict_proba(X).shape == (150, 2)
+    with pytest.warns(HeadWarning, match="too few groups for a grid search on 5 inner folds"):
+        few = SVMClassifier(search="grid").fit(X, y, groups=np.arange(len(y)) % 3)
+    assert few.best_params_ == {"C": 1.0, "gamma": "scale", "kernel": "rbf"}
