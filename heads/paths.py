@@ -172,7 +172,7 @@ def logistic_path(
     Cs: ArrayLike,
     *,
     sample_weight: ArrayLike | None = None,
-    tol: float = 1e-3,
+    tol: float = 3e-4,
 ) -> LogisticPath:
     """Fit logistic regressions with an L2 penalty for every penalty and fold, and score held-out rows.
 

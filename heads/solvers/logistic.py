@@ -298,7 +298,8 @@ def _logits(X: Tensor, theta: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum((1, 2))
+    product: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return product
 
 
 def _ridge(penalty: Tensor, theta: Tensor) -> Tensor:
@@ -378,9 +379,7 @@ def _line_search(
     high, high_slope = torch.full_like(slope, np.inf), torch.zeros_like(slope)
     for turn in range(LINE_STEPS):
         loss, residual = problems.at(torch.addcmul(logits, step_logits, step[:, None, None]))
-        now = torch.linalg.vecdot(residual.flatten(1), step_logits.flatten(1)) + problems.penalty * (
-            here + step * there
-        )
+        now = _dot(residual, step_logits) + problems.penalty * (here + step * there)
         good = (now <= -0.5 * slope) & (now >= 0.9 * slope)
         if good.all() or turn == LINE_STEPS - 1:
             break
