@@ -411,6 +411,7 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
             kind=self.kind_,
             classes=len(self.classes_),
             context=context.of_classes(self._prompt_rows(labels, context)),
+            kept=np.flatnonzero(keep),
         )
 
     def _prompt_rows(self, labels: NDArray[Any], context: Context) -> NDArray[Any]:
@@ -462,6 +463,7 @@ class ClassifierHead(ClassifierMixin, Head):  # type: ignore[misc]
             kind="multilabel",
             classes=2,
             context=context.of_classes(~alike),
+            kept=np.flatnonzero(keep),
         )
 
 
@@ -510,6 +512,7 @@ class RegressorHead(RegressorMixin, Head):  # type: ignore[misc]
             kind="regression",
             classes=0,
             context=context,
+            kept=np.flatnonzero(keep),
         )
 
 

@@ -50,20 +50,49 @@ class SharingHead(Head):
         context: Context | None = None,
     ) -> Iterator[Head | HeadError]:
         """Yield the head of each job; jobs on the same rows that differ in `varied` only are fitted in one go."""
-        alike: dict[Any, list[int]] = {}
-        for position, job in enumerate(jobs):
-            alike.setdefault(_key(job, cls.varied), []).append(position)
+        alike = sharing(jobs, cls.varied)
         fit = partial(_fit_alike, cls, X=X, y=y, groups=groups, context=context)
-        batches = [[jobs[position] for position in positions] for positions in alike.values()]
+        batches = [[jobs[position] for position in positions] for positions in alike]
         done: dict[int, Head | HeadError] = {}
         position = 0
-        for positions, heads in zip(
-            alike.values(), side_by_side(fit, batches, torch_threads=cls.uses_torch), strict=True
-        ):
+        for positions, heads in zip(alike, side_by_side(fit, batches, torch_threads=cls.uses_torch), strict=True):
             done.update(zip(positions, heads, strict=True))
             while position in done:
                 yield done.pop(position)
                 position += 1
+
+
+def sharing(jobs: Sequence[Job], varied: frozenset[str]) -> list[list[int]]:
+    """Return the positions of the jobs, those together that learn from the same rows and differ in `varied` only."""
+    alike: dict[Any, list[int]] = {}
+    for position, job in enumerate(jobs):
+        alike.setdefault(_key(job, varied), []).append(position)
+    return list(alike.values())
+
+
+def prepared(
+    heads: Sequence[Head],
+    rows: NDArray[np.int64],
+    X: Any,
+    y: NDArray[Any],
+    *,
+    groups: NDArray[Any] | None,
+    context: Context | None,
+) -> Training:
+    """Return the training set that heads share; the first one prepares it, and the others learn what it learned.
+
+    Raises
+    ------
+    HeadError
+        If the data are wrong.
+    """
+    first, *others = heads
+    training = first._prepare(X[rows], y[rows], groups=None if groups is None else groups[rows], context=context)
+    learned = {name: value for name, value in vars(first).items() if is_learned(name)}
+    for head in others:
+        for name, value in learned.items():
+            setattr(head, name, list(value) if name == "notes_" else value)
+    return training
 
 
 def _key(job: Job, varied: frozenset[str]) -> tuple[bytes, str]:
@@ -82,17 +111,12 @@ def _fit_alike(
     context: Context | None,
 ) -> list[Head | HeadError]:
     """Fit heads that share rows and form of the training set; it is prepared by the first of them."""
-    results: list[Head | HeadError] = [_checked(job.head) for job in jobs]
+    results: list[Head | HeadError] = [checked(job.head) for job in jobs]
     heads = [head for head in results if isinstance(head, cls)]
     if not heads:
         return results
-    rows = jobs[0].rows
     try:
-        training = heads[0]._prepare(X[rows], y[rows], groups=None if groups is None else groups[rows], context=context)
-        prepared = {name: value for name, value in vars(heads[0]).items() if is_learned(name)}
-        for head in heads[1:]:
-            for name, value in prepared.items():
-                setattr(head, name, list(value) if name == "notes_" else value)
+        training = prepared(heads, jobs[0].rows, X, y, groups=groups, context=context)
         if training.y.size:
             cls._fit_all(heads, training)
     except HeadError as error:
@@ -100,7 +124,8 @@ def _fit_alike(
     return results
 
 
-def _checked(head: Head) -> Head | HeadError:
+def checked(head: Head) -> Head | HeadError:
+    """Return a head, or what is wrong with its parameters."""
     try:
         check_params(head)
     except HeadError as error:

@@ -35,6 +35,8 @@ class Training:
         Number of classes for one label per row, else 2 for multilabel and 0 for regression.
     context
         Which columns belong together, and the prompts of the classes or targets that are learned.
+    kept
+        Which of the given rows these are, shape (n,): those with a weight and a value.
     """
 
     X: Floats
@@ -44,6 +46,7 @@ class Training:
     kind: Kind
     classes: int
     context: Context = field(default_factory=Context)
+    kept: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def labels(self) -> NDArray[Any]:
