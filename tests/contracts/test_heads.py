@@ -86,6 +86,12 @@ NOT_FOR_NETWORKS: dict[str, str] = {
 NOT_BY_CLASS: dict[str, dict[str, str]] = {
     "MLPHeadClassifier": NOT_FOR_NETWORKS,
     "MLPHeadRegressor": NOT_FOR_NETWORKS,
+    "AttentionMILClassifier": {
+        "check_sample_weight_equivalence_on_dense_data": "the inner split, steps and instances are drawn by bag",
+    },
+    "AttentionMILRegressor": {
+        "check_sample_weight_equivalence_on_dense_data": "the inner split, steps and instances are drawn by bag",
+    },
     "ConcatFusionClassifier": NOT_FOR_NETWORKS,
     "ConcatFusionRegressor": NOT_FOR_NETWORKS,
     "WeightedSumClassifier": NOT_FOR_NETWORKS,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from heads.catalog import head_classes, list_heads
+from heads.catalog import list_heads
 
 QUICK = {
     "linear": [],
@@ -20,6 +20,9 @@ QUICK = {
     "prototype": [],
     "attention_mil": ["--set", "max_epochs=20", "--set", "hidden=16", "--set", "lr=0.01", "--set", "bags_per_step=8"],
 }
+
+# The baseline, and heads that need prompts or several sets of features, which these pictures do not have.
+ELSEWHERE = {"prior", "zero_shot", "prompt_similarity", "concat_fusion", "weighted_sum"}
 
 
 @pytest.fixture
@@ -45,8 +48,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_every_head_is_tried_here() -> None:
-    learning = {name for name in list_heads() if all(made.learns_from_rows for made in head_classes(name))}
-    assert set(QUICK) == learning  # the others are tried by their own commands
+    assert set(QUICK) | ELSEWHERE == set(list_heads())
 
 
 @pytest.mark.parametrize("head", QUICK)
