@@ -198,6 +198,7 @@ def write_judged(
             "name": fitted.head.name,
             "version": fitted.head.version,
             "params": fitted.head.get_params(),
+            "chosen": getattr(fitted.head, "best_params_", {}),
             "n_parameters": n_parameters(fitted.head),
         },
         task=data.task.to_dict(),

@@ -100,7 +100,7 @@ class RunRecord(BaseModel):
         Per encoder: ``encoder``, ``fingerprint``, ``snapshot``, ``dim``, ``modality``, ``pooling``,
         ``precision``, ``dtype``.
     head
-        ``name``, ``version`` and ``params``.
+        ``name``, ``version``, ``params``, what the head chose of them in its fit (``chosen``), and ``n_parameters``.
     task
         The task, as `data.task.Task.to_dict` writes it.
     counts

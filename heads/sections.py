@@ -278,6 +278,8 @@ def head_section(record: RunRecord) -> Html:
         items.append(("Prompts", _prompts(record.prompts)))
     params = ", ".join(f"{name} = {value}" for name, value in record.head["params"].items()) or "none"
     items += [("Head", f"{record.head['name']}, version {record.head['version']}"), ("Parameters", params)]
+    if chosen := record.head.get("chosen"):
+        items.append(("Chosen in the fit", ", ".join(f"{name} = {value}" for name, value in chosen.items())))
     return join([element("h3", "Features and head"), definitions(items)])
 
 

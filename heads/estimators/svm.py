@@ -48,12 +48,16 @@ class SVMClassifier(SVMHead, ClassifierHead):
         ``rbf``, exp(-gamma |a - b|^2), or ``linear``.
     gamma
         A number, ``scale`` for 1 / (d x variance of the features) or ``auto`` for 1 / d.
-    standardize
-        Whether to centre and scale the features by the training rows.
     search
         ``grid`` chooses C, kernel and gamma together: C of 0.1, 1, 10 and 100, ``linear`` or ``rbf``, gamma of
         ``scale``, ``auto``, 0.1 and 0.01, by the accuracy (for multilabel: the mean over labels) on five inner
         folds, which do not split groups. C, kernel and gamma are left out then.
+    platt
+        Whether probabilities are calibrated, which takes a fit per inner fold. Without it, they are the logistic
+        function (softmax) of the scores as they are: their order is the same, their size means little, and for
+        two classes and labels the answers are those of `sklearn.svm.SVC`. C cannot be ``auto`` then.
+    standardize
+        Whether to centre and scale the features by the training rows.
     class_weight
         None or ``balanced``.
     random_state
@@ -73,7 +77,7 @@ class SVMClassifier(SVMHead, ClassifierHead):
 
     Notes
     -----
-    Probabilities follow Platt [1]_ on scores of the same inner folds: each comes from machines that did
+    With `platt`, probabilities follow Platt [1]_ on scores of the same inner folds: each comes from machines that did
     not see the row. ``search=grid`` on features as they are (``standardize=false``) finds what scikit-learn's
     `GridSearchCV` of `SVC` finds on the same folds, up to rows on the very border of two classes. With more
     than two classes a class is scored by the mean of its pairwise margins, and one slope and an offset per
@@ -93,6 +97,7 @@ class SVMClassifier(SVMHead, ClassifierHead):
         kernel: Kernel = "rbf",
         gamma: Gamma = "scale",
         search: Literal["grid"] | None = None,
+        platt: bool = True,
         standardize: bool = True,
         class_weight: ClassWeight = None,
         random_state: int = 0,
@@ -101,6 +106,7 @@ class SVMClassifier(SVMHead, ClassifierHead):
         self.kernel = kernel
         self.gamma = gamma
         self.search = search
+        self.platt = platt
         self.standardize = standardize
         self.class_weight = class_weight
         self.random_state = random_state
@@ -161,17 +167,25 @@ class SVMClassifier(SVMHead, ClassifierHead):
 
     def _learn(self, training: Training, kernel: NDArray[np.float64]) -> None:
         C, problems = self._used("C"), two_class_problems(training)
-        strengths = self._grid(kernel) if C == "auto" else (float(C),)
-        outputs = self._out_of_fold(training, kernel, problems, strengths)
-        tried = [self._calibrations(each, training) for each in outputs]
-        losses = np.array([[fit.loss for fit in fits] for fits in tried])
-        best = self._choose(losses, strengths) if C == "auto" else 0
-        self.C_ = strengths[best]
+        if self.platt:
+            strengths = self._grid(kernel) if C == "auto" else (float(C),)
+            outputs = self._out_of_fold(training, kernel, problems, strengths)
+            tried = [self._calibrations(each, training) for each in outputs]
+            losses = np.array([[fit.loss for fit in fits] for fits in tried])
+            best = self._choose(losses, strengths) if C == "auto" else 0
+            self.C_ = strengths[best]
+            self._calibrate(tried[best], training.kind)
+            self._note_uncalibrated(np.isnan(losses[0]))
+        elif C == "auto":
+            raise HeadError("svm: C=auto is chosen by calibrated probabilities; give C, or platt=true")
+        else:
+            self.C_, self.slope_, self.offset_ = float(C), np.ones(1), np.zeros(1)
         self._keep(training.X, [m for problem in problems for m in self._machines(kernel, problem, [self.C_])])
-        self.slope_ = np.array([fit.slope for fit in tried[best]])
-        offsets = np.stack([fit.offset for fit in tried[best]])
-        self.offset_ = offsets[0] if training.kind == "multiclass" else offsets[:, 1] - offsets[:, 0]
-        self._note_uncalibrated(np.isnan(losses[0]))
+
+    def _calibrate(self, fits: list[Calibration], kind: str) -> None:
+        self.slope_ = np.array([fit.slope for fit in fits])
+        offsets = np.stack([fit.offset for fit in fits])
+        self.offset_ = offsets[0] if kind == "multiclass" else offsets[:, 1] - offsets[:, 0]
 
     def _calibrations(self, outputs: NDArray[np.float64], training: Training) -> list[Calibration]:
         """Return the calibration of the out-of-fold outputs: one, or one per label."""

@@ -292,6 +292,28 @@ def test_grid_search_equals_scikit_learn_on_the_same_folds(classes: int) -> None
     assert np.abs(sign * head.margins(new) - margins.reshape(len(new), -1)).max() <= 1e-6
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_without_calibration_the_answers_are_those_of_scikit_learn(classes: int) -> None:
+    X, y, new = blobs(classes)
+    head = SVMClassifier(C=3.0, platt=False, standardize=False).fit(X, y)
+    reference = SVC(C=3.0).fit(X, y)
+    if classes == 2:
+        assert np.array_equal(head.predict(new), reference.predict(new))
+        assert np.abs(head.decision_function(new) - reference.decision_function(new)).max() <= 1e-6
+    calibrated = SVMClassifier(C=3.0, standardize=False).fit(X, y)
+    assert np.array_equal(head.margins(new), calibrated.margins(new))
+    probability = head.predict_proba(new)
+    assert np.allclose(probability.sum(axis=1), 1)
+    assert np.array_equal(head.predict(new), head.classes_[probability.argmax(axis=1)])
+
+
+def test_without_calibration_the_penalty_is_given() -> None:
+    X, y, _ = blobs(2)
+    with pytest.raises(HeadError, match="svm: C=auto is chosen by calibrated probabilities; give C, or platt=true"):
+        SVMClassifier(platt=False).fit(X, y)
+    assert SVMClassifier(platt=False, search="grid").fit(X, y).slope_.tolist() == [1]
+
+
 def test_grid_search_leaves_no_room_for_what_it_chooses() -> None:
     X, y, _ = blobs(2)
     with pytest.raises(HeadError, match="search=grid chooses C, kernel and gamma; leave them out"):
