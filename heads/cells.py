@@ -25,7 +25,7 @@ from heads.config import FitConfig
 from heads.errors import HeadError
 from heads.fit import fit_labelled
 from heads.labelled import Labelled
-from heads.loading import gate, load, unused_split
+from heads.loading import few_per_label, gate, load, unused_split
 from heads.record import FILE
 from heads.run import new_run
 from heads.suite import Cell
@@ -36,7 +36,7 @@ _PLACES = frozenset({"manifest", "store", "prompts", "out", "overwrite"})
 """Options that decide no number: contents have digests and fingerprints of their own."""
 _FITTING = frozenset(
     {"head", "set", "folds", "threshold", "min_positives", "bootstrap", "refit", "out", "overwrite", "allow_leakage"}
-    | {"sealed", "calibration", "coverage"}
+    | {"sealed", "calibration", "coverage", "per_label"}
 )
 """Options that do not decide what is loaded."""
 
@@ -96,8 +96,9 @@ def load_cells(cells: Sequence[Cell], progress: Progress) -> Rows:
         dict.fromkeys(remark for view in used for remark in gate(view, allow=next(iter(view_of)).config.allow_leakage))
     )
     remarks += unused_split(next(iter(view_of)).config, used[0])
+    few = {key: few_per_label(cells[0].config, view) for key, view in same.items()}
     return Rows(
-        data={cell: same[key] for cell, key in view_of.items()}, failed=failed, remarks=(*remarks, *_left_out(used))
+        data={cell: few[key] for cell, key in view_of.items()}, failed=failed, remarks=(*remarks, *_left_out(used))
     )
 
 

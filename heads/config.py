@@ -69,6 +69,10 @@ class FittingConfig(TaskConfig):
         default="train+val",
         description="rows of the final head, which judges test rows; val rows are judged by a head of train rows",
     )
+    per_label: PositiveInt | None = Field(
+        default=None,
+        description="fit on so many training samples of each class or label, and as many without a label; default: all",
+    )
 
 
 class FitConfig(PromptOptions, FittingConfig):

@@ -39,7 +39,7 @@ from heads.errors import HeadError
 from heads.inputs import Normalize
 from heads.judging import Judged, judge, judge_calibration, judge_sets, predictions
 from heads.labelled import Labelled
-from heads.loading import counts, gate, load, pooling_remark, unused_split
+from heads.loading import counts, few_per_label, few_remarks, gate, load, pooling_remark, unused_split
 from heads.many import Job, fit_many
 from heads.recalibration import Recalibration
 from heads.record import RunRecord
@@ -114,6 +114,7 @@ def fit(config: FitConfig, *, command: str = "", progress: Progress | None = Non
     with new_run(config.out, overwrite=config.overwrite) as folder:
         data = load(config, progress)
         remarks = [*data.manifest.remarks, *unused_split(config, data), *gate(data, allow=config.allow_leakage)]
+        data = few_per_label(config, data)
         record, _ = fit_labelled(config, data, folder, remarks=remarks, command=command, progress=progress)
     return record
 
@@ -146,7 +147,7 @@ def fit_labelled(
         decisions,
         folder,
         normalize=config.normalize,
-        remarks=[*remarks, *_sealed(config, data)],
+        remarks=[*remarks, *few_remarks(config, data), *_sealed(config, data)],
         openings=openings,
         command=command,
         started=started,

@@ -6,20 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import LeakageError, SplitError
+from data.errors import LeakageError, SplitError, TaskError
 from data.progress import Progress
 from data.sources import read_manifest
+from data.subset import balanced_subset
 from data.task import count_classes, read_task
 from featurestore.store import FeatureStore
 from heads.bags import Bags
 from heads.base import Head
 from heads.catalog import make_head
-from heads.config import FitConfig
+from heads.config import FitConfig, FittingConfig
 from heads.errors import HeadError
 from heads.labelled import Labelled, join_features, label
 from heads.prompts import load_prompts, refuse_unaligned
 from heads.samples import encode_samples
 from heads.thresholds import parse_rule
+
+_UNCORRECTED = {"class_weight": None, "pos_weight": None, "sampler": "shuffle"}
+"""Parameters of heads against imbalance, and the values that do nothing."""
 
 
 def load(config: FitConfig, progress: Progress) -> Labelled:
@@ -68,6 +72,56 @@ def gate(data: Labelled, *, allow: bool) -> list[str]:
     if not allow:
         raise LeakageError(f"{data.manifest.path}: {data.leakage.message()}")
     return [f"leakage allowed: {data.leakage.message()}"]
+
+
+def few_per_label(config: FittingConfig, data: Labelled) -> Labelled:
+    """Leave out the training samples that `--per-label` does not take; those of val and test all stay.
+
+    Raises
+    ------
+    TaskError
+        If the task has no labels.
+    SplitError
+        If all val rows would join the few in the final fit.
+    """
+    if config.per_label is None:
+        return data
+    if not data.task.classes:
+        raise TaskError(f"--per-label {config.per_label}: a regression has no labels to take samples of; leave it out")
+    train, val = data.rows("train"), data.rows("val")
+    if len(val) and config.refit == "train+val":
+        raise SplitError(
+            f"--per-label {config.per_label}: all {len(val)} val rows would join the few in the final fit; "
+            f"add --refit train"
+        )
+    taken = balanced_subset(data.y[train], data.task.kind, config.per_label, config.seed, groups=data.groups[train])
+    kept = np.sort(np.concatenate([train[taken], val, data.rows("test")]))
+    return data.take(kept, _beyond(config))
+
+
+def few_remarks(config: FitConfig, data: Labelled) -> list[str]:
+    """Remark on what `few_per_label` left out, and on what the head does about rare classes besides."""
+    left = len(data.dropped.get(_beyond(config), ()))
+    if config.per_label is None or not left:
+        return []
+    used = len(data.rows("train"))
+    remark = (
+        f"fitted on {used:,} of {used + left:,} training samples (--per-label {config.per_label}): labels are more "
+        f"even among them than they were, so out-of-fold numbers, probabilities and thresholds are not those of all"
+    )
+    remarks = [remark]
+    params = make_head(config.head, data.task.kind, config.set, config.seed).get_params()
+    corrections = [f"{name}={params[name]}" for name, off in _UNCORRECTED.items() if params.get(name, off) != off]
+    if corrections:
+        remarks.append(
+            f"--per-label {config.per_label} and {', '.join(corrections)} correct imbalance {1 + len(corrections)} "
+            f"times over, and favour rare classes too much together"
+        )
+    return remarks
+
+
+def _beyond(config: FittingConfig) -> str:
+    return f"training samples beyond {config.per_label} per label"
 
 
 def unused_split(config: FitConfig, data: Labelled) -> list[str]:

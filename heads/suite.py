@@ -43,7 +43,7 @@ _PLACED = frozenset({"manifest", "encoder", "head", "out", "overwrite"})
 PROMPTS = frozenset(PromptOptions.model_fields)
 COMMON = (
     "manifest", "target", "kind", "positive", "delimiter", "id", "split", "group", "bag", "folds", "seed",
-    "bootstrap", "min_positives",
+    "bootstrap", "min_positives", "per_label",
 )  # fmt: skip
 """Options that cells must share to be judged on the same rows and folds."""
 BASELINE = "zero_shot"

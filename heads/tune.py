@@ -41,7 +41,7 @@ from heads.config import FitConfig, PromptOptions, TuneConfig
 from heads.errors import HeadError, RunError
 from heads.fit import fit_labelled
 from heads.labelled import Labelled
-from heads.loading import gate, load
+from heads.loading import few_per_label, gate, load
 from heads.metrics import HEADLINE, estimates, evaluate
 from heads.record import FILE
 from heads.run import resolved_yaml, write_table
@@ -155,6 +155,7 @@ def ask(config: TuneConfig, progress: Progress) -> Question:
     if config.split is None and "split" in data.manifest.columns:
         remarks.append("the column 'split' is not used; to be judged by its test rows, add --split split")
     data, judged, set_apart = set_aside(data, config.holdout, config.seed)
+    data = few_per_label(config, data)
     grid = _grid(config, space)
     plan = Plan(
         space=space,
