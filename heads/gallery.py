@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,8 @@ def _draw_split(folder: Path, split: str, rows: Predictions, record: RunRecord) 
         plots.confusion(path("confusion"), metrics["confusion"]["counts"], metrics["confusion"]["classes"])
     confidence, outcome, claim = _claims(rows)
     if len(confidence) and confidence.min() >= 0 and confidence.max() <= 1:
-        plots.calibration(path("calibration"), confidence, outcome, bins=ECE_BINS, claim=claim)
+        before = None if rows.raw is None else _claims(replace(rows, scores=rows.raw))[:2]
+        plots.calibration(path("calibration"), confidence, outcome, bins=ECE_BINS, claim=claim, before=before)
     if kind in _BARS:
         each = metrics.get("per_class") or metrics["per_label"]
         bars = {title: {name: each[name][metric] for name in each} for metric, title in _BARS[kind].items()}

@@ -36,7 +36,9 @@ HEADLINE: dict[Kind, tuple[str, ...]] = {
 }
 """The metrics a summary shows, most telling first."""
 
-_PER_LABEL = ("roc_auc", "average_precision", "f1", "precision", "recall", "sensitivity", "specificity", "brier", "ece")
+_PER_LABEL = (
+    "roc_auc", "average_precision", "f1", "precision", "recall", "sensitivity", "specificity", "npv", "brier", "ece",
+)  # fmt: skip
 _ALIASES = {"precision": "ppv", "recall": "sensitivity"}
 
 

@@ -146,7 +146,15 @@ def confusion(path: Path, counts: Sequence[Sequence[int]], classes: Sequence[str
             drawn.colorbar(image, ax=ax, shrink=0.7, aspect=24, ticks=[0, 0.5, 1], format="{x:.0%}")
 
 
-def calibration(path: Path, confidence: Floats, outcome: NDArray[np.bool_], *, bins: int, claim: str) -> None:
+def calibration(
+    path: Path,
+    confidence: Floats,
+    outcome: NDArray[np.bool_],
+    *,
+    bins: int,
+    claim: str,
+    before: tuple[Floats, NDArray[np.bool_]] | None = None,
+) -> None:
     """Draw a reliability diagram over the histogram of probabilities.
 
     Parameters
@@ -159,6 +167,8 @@ def calibration(path: Path, confidence: Floats, outcome: NDArray[np.bool_], *, b
         Number of equal-width bins.
     claim
         What the probability is of, for the axis.
+    before
+        Probabilities and outcomes before the scores were calibrated, drawn behind; None if they were not.
     """
     diagram = reliability(confidence, outcome, bins=bins)
     error = np.average(np.abs(diagram.observed - diagram.claimed), weights=diagram.counts)
@@ -167,6 +177,11 @@ def calibration(path: Path, confidence: Floats, outcome: NDArray[np.bool_], *, b
         ax.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         ax.vlines(diagram.claimed, diagram.low, diagram.high, color=COLORS[0], alpha=0.45, linewidth=1.6)
         ax.plot(diagram.claimed, diagram.observed, color=COLORS[0], marker="o", markersize=4, linewidth=1.3)
+        if before is not None:
+            raw = reliability(*before, bins=bins)
+            ax.plot(raw.claimed, raw.observed, color=FAINT, marker="o", markersize=3, linewidth=1, label="before")
+            ax.lines[1].set_label("calibrated")
+            ax.legend(loc="upper left")
         ax.set(
             xlim=(-0.01, 1.01),
             ylim=(-0.02, 1.02),

@@ -32,12 +32,15 @@ class Predictions:
         Class codes (n,) for binary and multiclass, else values (n, T), NaN where a target is unknown.
     scores
         Probability of the positive class (n,), of each class (n, K) or label (n, L); values (n, T).
+    raw
+        The scores before they were calibrated; None if they were not.
     """
 
     task: Task
     groups: tuple[str | None, ...]
     y: Floats
     scores: Floats
+    raw: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -137,12 +140,18 @@ def _parse(rows: Sequence[tuple[int, Mapping[str, str]]], task: Task) -> Predict
     truth_columns, score_columns = _columns(task)
     groups = tuple(row["group"] or None for _, row in rows)
     scores = np.array([[_number(row, name, line) for name in score_columns] for line, row in rows])
+    raw = None
+    raw_columns = [f"raw[{name}]" for name in task.classes]
+    if raw_columns and all(name in rows[0][1] for name in raw_columns):
+        raw = np.array([[_number(row, name, line) for name in raw_columns] for line, row in rows])
     if task.kind in ("binary", "multiclass"):
         code = {name: float(j) for j, name in enumerate(task.classes)}
         y = np.array([_lookup(code, row, line) for line, row in rows])
-        return Predictions(task=task, groups=groups, y=y, scores=scores[:, 1] if task.kind == "binary" else scores)
+        if task.kind == "binary":
+            scores, raw = scores[:, 1], None if raw is None else raw[:, 1]
+        return Predictions(task=task, groups=groups, y=y, scores=scores, raw=raw)
     y = np.array([[_number(row, name, line, empty=np.nan) for name in truth_columns] for line, row in rows])
-    return Predictions(task=task, groups=groups, y=y, scores=scores)
+    return Predictions(task=task, groups=groups, y=y, scores=scores, raw=raw)
 
 
 def _number(row: Mapping[str, Any], column: str, line: int, *, empty: float | None = None) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from data.files import whole_text_file
 from data.task import Task
 from heads.comparison import comparison
+from heads.decision_sections import calibration_section, operating_points_section, seal_note, sets_section
 from heads.errors import RunError
 from heads.gallery import find_plots, write_plots
 from heads.page import Html, document, element, join
@@ -23,7 +24,6 @@ from heads.sections import (
     reproduction_section,
     run_name,
     sentence,
-    thresholds_section,
     warnings_of,
 )
 
@@ -106,11 +106,14 @@ def _sections(run: _Run, *, every_split: bool) -> list[Html]:
         raise RunError(f"{run.folder}: a plot cannot be read: {error.strerror or error}") from error
     return [
         metrics_section(record),
+        seal_note(record),
         plots,
         per_class_section(record),
         data_section(record),
         head_section(record),
-        thresholds_section(record),
+        operating_points_section(record),
+        calibration_section(record),
+        sets_section(record),
         reproduction_section(record),
     ]
 

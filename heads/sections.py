@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from data.task import Task
-from heads.bootstrap import Estimate, format_estimate, format_number
+from heads.bootstrap import Estimate, format_estimate
 from heads.gallery import Picture
 from heads.metrics import HEADLINE, estimates
 from heads.page import Content, Html, definitions, element, join, picture, table
@@ -25,13 +25,6 @@ _KINDS = {
     "multiclass": "to tell {n} classes apart",
     "multilabel": "to find {n} labels",
     "regression": "to predict {targets}",
-}
-_RULES = {
-    "youden": "largest sensitivity + specificity",
-    "gmean": "largest sensitivity × specificity",
-    "sensitivity": "sensitivity of at least {at:g}",
-    "specificity": "specificity of at least {at:g}",
-    "half": "fixed at 0.5",
 }
 _FINDINGS = {
     "groups": "Groups in several splits",
@@ -111,7 +104,7 @@ def warnings_of(record: RunRecord) -> Html:
         reasons = "; ".join(f"{reason}: {entry['count']:,}" for reason, entry in dropped.items())
         total = sum(entry["count"] for entry in dropped.values())
         remarks.append(f"{total:,} samples were left out ({reasons}).")
-    if set(record.metrics) == {"cv"}:
+    if set(record.metrics) == {"cv"} and "test" not in record.counts["splits"]:
         remarks.append(
             "There is no test split: cross-validation is the only judge, so choose nothing by it and report it."
         )
@@ -296,38 +289,6 @@ def _prompts(prompts: Mapping[str, Any]) -> Html:
             element("details", element("summary", "Texts"), element("ul", *(element("li", text) for text in shown))),
         ]
     )
-
-
-def thresholds_section(record: RunRecord) -> Html:
-    """Return the thresholds and how they were chosen; nothing for tasks without any."""
-    if not record.thresholds:
-        return Html("")
-    rows = [
-        [
-            name,
-            format_number(threshold["value"]),
-            _RULES.get(threshold["rule"], threshold["rule"]).format(at=threshold.get("at") or 0),
-            *(_number(threshold.get(rate)) for rate in ("sensitivity", "specificity")),
-        ]
-        for name, threshold in record.thresholds.items()
-    ]
-    fixed = {threshold["rule"] for threshold in record.thresholds.values()} == {"half"}
-    chosen = "Fixed beforehand." if fixed else "Chosen on out-of-fold scores of the training samples."
-    return join(
-        [
-            element("h3", "Thresholds"),
-            table(
-                ["", "Threshold", "Chosen for", "Sensitivity", "Specificity"],
-                rows,
-                label="Thresholds",
-                caption=f"{chosen} A score at the threshold is positive.",
-            ),
-        ]
-    )
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else format_number(value)
 
 
 def reproduction_section(record: RunRecord) -> Html:
