@@ -159,7 +159,7 @@ def _few_shot(
 ) -> tuple[dict[Entry, Sequence[Point]], str]:
     """Return the curve of each entry, and where they were judged."""
     entries = [entry for entry in standing.entries if entry.contends]
-    first = entries[0].cell.config
+    first = standing.entries[0].cell.config
     try:
         course = lay_course(standing.data, config.judge, folds=first.folds, seed=first.seed, draws=config.few_shot)
     except HeadError as error:

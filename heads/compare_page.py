@@ -18,9 +18,9 @@ from heads.ranks import MeanRank, common_blocks, ranks_of
 from heads.record import RunRecord
 from heads.sections import SPLIT_NAMES, cell, metric_name
 from heads.standings import ALPHA, FEW_GROUPS, Contrast, Entry, Standing
+from heads.suite import CONTROLS, PRIOR
 
 TESTS = {"bootstrap": "Paired bootstrap over groups", "delong": "DeLong", "mcnemar": "McNemar, mid-p"}
-CONTROLS = ("none", "zero", "shuffled")
 PLOTS = "plots"
 
 
@@ -113,7 +113,7 @@ def _table(result: Comparison, standing: Standing) -> Html:
     ranks = {entry: f"{rank:g}" for entry, rank in zip(contenders, found, strict=True)}
     rows: list[list[Content]] = [
         [
-            name_of(entry) + (" (baseline)" if entry.cell.baseline else ""),
+            name_of(entry) + _role(entry),
             ranks.get(entry, "–"),
             *(_marked(result, entry, name, *marks[name]) for name in standing.names),
             f"{entry.n_parameters:,}",
@@ -133,6 +133,10 @@ def _table(result: Comparison, standing: Standing) -> Html:
     return table(head, rows, label=f"Cells compared on {standing.name}", caption=caption)
 
 
+def _role(entry: Entry) -> str:
+    return " (baseline)" if entry.cell.baseline else " (control)" if entry.cell.control else ""
+
+
 def _marked(result: Comparison, entry: Entry, metric: str, best: Entry | None, level: set[Entry]) -> Content:
     """Return a number that links to its run, bold where it is the best, marked where it may be."""
     value, _, interval = format_estimate(entry.metrics[metric]).partition(" ")
@@ -144,7 +148,7 @@ def _marked(result: Comparison, entry: Entry, metric: str, best: Entry | None, l
 
 def _forest(standing: Standing, path: Path) -> Html:
     first, ordered, name_of = standing.names[0], standing.ordered(), _namer(standing)
-    prior = next((entry for entry in ordered if not entry.contends), None)
+    prior = next((entry for entry in ordered if entry.cell.config.head == PRIOR), None)
     best = standing.best(first)
     level = {name_of(entry) for entry in standing.level(first) | ({best} if best else set())}
     names = {name_of(entry): entry.metrics[first] for entry in ordered if entry.contends}
@@ -161,10 +165,8 @@ def _controls(standing: Standing) -> Html:
     """Return cells that differ in nothing but what their prompts say, side by side."""
     families: dict[str, dict[str, Entry]] = {}
     for entry in standing.entries:
-        config = entry.cell.config
-        if config.prompt_encoder is not None:
-            values = {name: value for name, value in config.to_dict().items() if name != "prompt_control"}
-            families.setdefault(repr(values), {})[config.prompt_control] = entry
+        if entry.cell.config.prompt_encoder is not None:
+            families.setdefault(entry.cell.family, {})[entry.cell.config.prompt_control] = entry
     first = standing.names[0]
     rows: list[list[Content]] = []
     for family in families.values():
@@ -172,7 +174,7 @@ def _controls(standing: Standing) -> Html:
             continue
         real = family["none"]
         row: list[Content] = [_namer(standing)(real), cell(real.metrics[first])]
-        for control in CONTROLS[1:]:
+        for control in CONTROLS:
             if control not in family:
                 row += ["–", "–"]
                 continue
@@ -183,7 +185,7 @@ def _controls(standing: Standing) -> Html:
     head = ["", "Prompts", "Zeros", "Prompts − zeros", "Shuffled", "Prompts − shuffled"]
     caption = (
         f"{metric_name(first)}. Prompts carry something only where both differences are clearly off zero; "
-        f"p after Holm's adjustment."
+        f"p after Holm's adjustment for all controls."
     )
     return join([element("h3", "Controls"), table(head, rows, label="Controls of the prompts", caption=caption)])
 
@@ -221,7 +223,7 @@ def _tests(standing: Standing) -> Html:
     head = ["", "Test", "Metric", "Difference", "p", "p, Holm"]
     caption = (
         "Differences are first less second. p, Holm: adjusted for all pairs of this data set with the same test and "
-        "metric. DeLong and McNemar are of the first repeat and take samples as independent; the bootstrap resamples "
+        "metric; heads with their controls are a family of their own. DeLong and McNemar are of the first repeat and take samples as independent; the bootstrap resamples "
         "groups, for all repeats at once."
     )
     parts = [

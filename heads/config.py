@@ -116,6 +116,9 @@ class CompareConfig(FitConfig):
         default=0, ge=0, description="draws of 1, 2, 4 ... samples per class behind a few-shot curve; 0: no curve"
     )
     no_baselines: bool = Field(default=False, description="leave out the prior and the zero-shot baseline")
+    no_controls: bool = Field(
+        default=False, description="leave out the controls of prompts: zeros, and prompts of other classes"
+    )
 
 
 class TuneConfig(PromptOptions, FittingConfig):

@@ -25,7 +25,7 @@ from heads.paired import delong, difference_of, holm, mcnemar
 from heads.predictions import Predictions, read_predictions
 from heads.record import RunRecord
 from heads.scoring import answers
-from heads.suite import Cell, Omission
+from heads.suite import PRIOR, Cell, Omission
 
 ALPHA = 0.05
 FEW_GROUPS = 30
@@ -59,8 +59,8 @@ class Entry:
 
     @property
     def contends(self) -> bool:
-        """Whether it is tested against others; the prior is not, it says the same of every row."""
-        return self.cell.config.head != "prior"
+        """Whether it is ranked and tested against all others; the prior and controls are not."""
+        return self.cell.config.head != PRIOR and not self.cell.control
 
     @property
     def fit_seconds(self) -> float:
@@ -91,7 +91,8 @@ class Contrast:
     difference, low, high, p
         See `heads.paired.Difference`.
     p_holm
-        The p-value adjusted for all pairs of the data set with the same test and metric.
+        The p-value adjusted for all pairs of contenders of the data set with the same test and metric;
+        pairs of a contender and its control are adjusted for each other.
     """
 
     test: str
@@ -159,7 +160,7 @@ class Standing:
         """Return the entries that the bootstrap cannot tell from the best by a tested metric, at 5 % after Holm."""
         best = self.best(metric)
         tests = [test for test in self.tests if (test.test, test.metric) == ("bootstrap", metric)]
-        pairs = [test for test in tests if best in (test.a, test.b)]
+        pairs = [test for test in tests if best in (test.a, test.b) and not test.b.cell.control]
         return {
             test.b if test.a is best else test.a
             for test in pairs
@@ -240,17 +241,25 @@ def choose_metrics(kind: Kind, asked: Sequence[str], known: Sequence[str]) -> tu
 
 
 def run_tests(task: Task, entries: Sequence[Entry], names: Sequence[str]) -> tuple[Contrast, ...]:
-    """Return the tests of all pairs of contenders, adjusted within each test and metric."""
+    """Return the tests of all pairs of contenders, and of each with its controls, both adjusted by test and metric."""
     contenders = [entry for entry in entries if entry.contends]
-    families: dict[tuple[str, str], list[Contrast]] = {}
-    for a, b in combinations(contenders, 2):
+    controls = [
+        (real, entry) for entry in entries if entry.cell.control for real in contenders if _controls(entry, real)
+    ]
+    families: dict[tuple[bool, str, str], list[Contrast]] = {}
+    for a, b in [*combinations(contenders, 2), *controls]:
         for family, test in _tests(task, a, b, names):
-            families.setdefault((test.test, family), []).append(test)
+            families.setdefault((b.cell.control, test.test, family), []).append(test)
     adjusted = []
     for members in families.values():
         for test, p in zip(members, holm([test.p for test in members]), strict=True):
             adjusted.append(replace(test, p_holm=float(p)))
     return tuple(adjusted)
+
+
+def _controls(entry: Entry, real: Entry) -> bool:
+    """Return whether an entry is a control of another's prompts."""
+    return real.cell.config.prompt_control == "none" and entry.cell.family == real.cell.family
 
 
 def _tests(task: Task, a: Entry, b: Entry, names: Sequence[str]) -> Iterator[tuple[str, Contrast]]:

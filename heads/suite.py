@@ -17,7 +17,8 @@
       - {label: wide mlp, head: mlp, set: {hidden: [512]}}
 
 A data set may name ``encoders`` and ``heads`` of its own. ``${NAME}`` is a variable of the environment;
-paths are relative to the file's folder. Prompt options reach the heads that learn from prompts.
+paths are relative to the file's folder. Prompt options reach the heads that learn from prompts, and each of
+these gets controls beside it: prompts of zeros, and prompts of other classes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -46,7 +47,8 @@ COMMON = (
     "bootstrap", "min_positives", "per_label",
 )  # fmt: skip
 """Options that cells must share to be judged on the same rows and folds."""
-BASELINE = "zero_shot"
+PRIOR, BASELINE = "prior", "zero_shot"
+CONTROLS = ("zero", "shuffled")
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -62,6 +64,8 @@ class Cell:
         How it is fitted, with the first repeat's seed; ``out`` is the comparison's directory.
     baseline
         Whether it was added to measure the others by.
+    control
+        Whether it was added to show what the prompts of another cell are worth.
     """
 
     data: str
@@ -69,11 +73,17 @@ class Cell:
     head: str
     config: FitConfig
     baseline: bool = False
+    control: bool = False
 
     @property
     def title(self) -> str:
         """Head and encoder, as a person names them."""
         return self.head if not self.encoder else f"{self.head} on {self.encoder}"
+
+    @property
+    def family(self) -> str:
+        """What it has in common with its controls: everything but what the prompts say."""
+        return repr({name: value for name, value in self.config.to_dict().items() if name != "prompt_control"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +180,18 @@ def _cells(
         encoders = [_encoder(entry, root, at) for entry in _entries(chosen["encoders"], f"{at}: encoders")]
         heads = [_head(entry, root, at) for entry in _entries(chosen["heads"], f"{at}: heads")]
         place = {"out": config.out}
-        if not config.no_baselines:
-            yield _cell(data, "", "prior", {**shared, **encoders[0][1], **place, "head": "prior"}, at, baseline=True)
+        # What the prior says does not depend on features: it has one row, whoever names it.
+        priors = [entry for entry in heads if entry[1]["head"] == PRIOR]
+        for head, of_head in priors or ([] if config.no_baselines else [(PRIOR, {"head": PRIOR})]):
+            yield _cell(data, "", head, {**shared, **encoders[0][1], **of_head, **place}, at, baseline=not priors)
         for encoder, of_encoder in encoders:
             for head, of_head in heads:
-                yield _cell(data, encoder, head, {**shared, **of_encoder, **of_head, **place}, at, explicit=of_head)
+                if of_head["head"] != PRIOR:
+                    values = {**shared, **of_encoder, **of_head, **place}
+                    cell = _cell(data, encoder, head, values, at, explicit=of_head)
+                    yield cell
+                    if not config.no_controls:
+                        yield from _controls(cell)
             if not config.no_baselines and all(of_head["head"] != BASELINE for _, of_head in heads):
                 yield _zero_shot(data, encoder, {**shared, **of_encoder, **place}, at)
 
@@ -203,6 +220,16 @@ def _cell(
     kept = {name: value for name, value in values.items() if name not in dropped}
     config = FitConfig.build(kept, where=f"{where}, {head}")
     return Cell(data=data, encoder=encoder, head=head, config=config, baseline=baseline)
+
+
+def _controls(cell: Cell) -> Iterator[Cell]:
+    """Yield a cell that learns from prompts with prompts that say nothing, and that say something wrong."""
+    learns = any(made.learns_from_rows for made in head_classes(cell.config.head))
+    if not learns or cell.config.prompt_encoder is None or cell.config.prompt_control != "none":
+        return
+    for control in CONTROLS:
+        config = cell.config.model_copy(update={"prompt_control": control})
+        yield replace(cell, head=f"{cell.head}, {control} prompts", config=config, control=True)
 
 
 def _zero_shot(data: str, encoder: str, values: Mapping[str, Any], where: str) -> Cell | Omission:
