@@ -40,7 +40,7 @@ _SCORE_CHUNK = 4096
 def train_many(
     architecture: Architecture,
     X: Floats,
-    y: NDArray[Any],
+    y: NDArray[Any] | None,
     *,
     folds: Sequence[Fold],
     recipes: Sequence[Recipe],
@@ -58,7 +58,7 @@ def train_many(
     X
         Features, shape (n, d); float16 is read as such and computed in float32.
     y
-        Targets, see `Regime.loss`, of folds that have none of their own.
+        Targets, see `Regime.loss`; None if every fold has its own.
     folds, recipes, regime
         What each model is trained on, and how.
     device

@@ -56,7 +56,7 @@ def binary_cross_entropy(
     logits: Tensor,
     targets: Tensor,
     *,
-    pos_weight: Tensor | None = None,
+    pos_weight: Setting | None = None,
     smoothing: Setting = 0.0,
     gamma: Setting = 0.0,
 ) -> Tensor:
@@ -69,7 +69,7 @@ def binary_cross_entropy(
     targets
         0 or 1, shape (..., n, T) or broadcastable to it.
     pos_weight
-        Factor of the positive term, shape (T,).
+        Factor of the positive term, shape (T,) or broadcastable to the logits.
     smoothing
         ``e`` of label smoothing: the target is ``y (1 - e) + e / 2``.
     gamma
@@ -115,6 +115,7 @@ def entry_losses(
     smoothing: Setting = 0.0,
     gamma: Setting = 0.0,
     delta: Setting = 1.0,
+    pos_weight: Setting | None = None,
 ) -> Tensor:
     """Return the losses of a loss given by name, shape (..., n, T).
 
@@ -126,13 +127,13 @@ def entry_losses(
         Shape (..., n, C) for ``cross_entropy``, else (..., n, T).
     targets
         Shape (..., n, T) or broadcastable to it; for ``cross_entropy`` T is 1 and holds class codes.
-    smoothing, gamma, delta
+    smoothing, gamma, delta, pos_weight
         See the losses; those that a loss does not have are ignored.
     """
     if name == "cross_entropy":
         return cross_entropy(logits, targets[..., 0].long(), smoothing=smoothing, gamma=gamma)[..., None]
     if name == "binary_cross_entropy":
-        return binary_cross_entropy(logits, targets, smoothing=smoothing, gamma=gamma)
+        return binary_cross_entropy(logits, targets, pos_weight=pos_weight, smoothing=smoothing, gamma=gamma)
     if name == "huber":
         return huber(logits, targets, delta=delta)
     return squared_error(logits, targets) if name == "squared_error" else absolute_error(logits, targets)

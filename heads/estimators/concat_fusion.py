@@ -22,6 +22,7 @@ class _ConcatFusion(FusionHead):
     prompt_branch: Literal["collapsed", "full"]
 
     name = "concat_fusion"
+    preparing = FusionHead.preparing | {"prompt_norm"}  # there is a remark on it
 
     @classmethod
     def search_space(cls) -> SearchSpace:

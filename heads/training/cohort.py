@@ -87,6 +87,7 @@ class Cohort:
             self._device,
             architecture.lr_factors() if isinstance(architecture, ScaledArchitecture) else None,
             block=max(1, _CACHED // (self._slots * self._width)) if self._device.type == "cpu" else None,
+            optimizer=regime.optimizer,
         )
         self._running = {
             name: value.to(self._device).repeat(len(recipes), *[1] * value.ndim)
@@ -124,6 +125,10 @@ class Cohort:
         columns = {name: [getattr(recipe, name) for recipe in recipes] for name in ("smoothing", "gamma", "delta")}
         # A setting that is off for all models costs nothing.
         self._settings = {name: self._column(values) for name, values in columns.items() if any(values)}
+        weighted = next((recipe.pos_weight for recipe in recipes if recipe.pos_weight), ())
+        if weighted:
+            table = [recipe.pos_weight or (1.0,) * len(weighted) for recipe in recipes]
+            self._settings["pos_weight"] = torch.tensor(table, device=self._device)[:, None]
         self._state = self._weights.weights | self._running
         self._states = [
             block.leaves | {name: value[block.models] for name, value in self._running.items()}

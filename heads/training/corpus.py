@@ -89,13 +89,14 @@ class Targets:
         Where to keep them.
     """
 
-    def __init__(self, y: NDArray[Any], device: torch.device) -> None:
+    def __init__(self, y: NDArray[Any] | None, device: torch.device) -> None:
         self._y, self._device = y, device
         self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def of(self, fold: Fold) -> tuple[Tensor, Tensor]:
         """Return targets, 0 where missing, and weights, each of shape (n, T)."""
         y = self._y if fold.y is None else fold.y
+        assert y is not None  # a fold has targets of its own or shares them
         key = id(y), id(fold.weight)
         if key not in self._known:
             targets = as_tensor(y, self._device).float().reshape(len(y), -1)

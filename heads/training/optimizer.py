@@ -1,13 +1,15 @@
-"""AdamW over the weights of many models, each with its own learning rate and weight decay."""
+"""AdamW and Adam over the weights of many models, each with its own learning rate and weight decay."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
+
+Optimizer = Literal["adamw", "adam"]
 
 _BETA1: Final = 0.9
 _BETA2: Final = 0.999
@@ -42,7 +44,8 @@ class _Segment:
 class StackedAdamW:
     """Weights of G models as rows of one matrix, and AdamW [1]_ over them.
 
-    Weight decay is decoupled and reaches matrices only: biases, gains and shifts are vectors. On a CPU
+    Weight decay is decoupled and reaches matrices only: biases, gains and shifts are vectors. That of
+    Adam is added to the gradient, as a penalty of all weights. On a CPU
     torch's fused kernel makes one pass over each model's weights, elsewhere a few passes are made over
     those of all models.
 
@@ -58,6 +61,8 @@ class StackedAdamW:
         Number of models in a block at most; None for all.
     fused
         Whether to use the fused kernel; None for a CPU only.
+    optimizer
+        ``adamw`` or ``adam``.
 
     Attributes
     ----------
@@ -79,8 +84,11 @@ class StackedAdamW:
         *,
         block: int | None = None,
         fused: bool | None = None,
+        optimizer: Optimizer = "adamw",
     ) -> None:
         first, factors = initial[0], lr_factors or {}
+        self._penalized = optimizer == "adam"
+        self._kernel = torch._fused_adam_ if self._penalized else torch._fused_adamw_
         names = sorted(first, key=lambda name: (first[name].ndim < 2, factors.get(name, 1.0)))
         self._shapes = {name: first[name].shape for name in names}
         self._segments = _segments(self._shapes, factors)
@@ -148,7 +156,7 @@ class StackedAdamW:
             for segment, (weights, means, squares, steps) in zip(
                 self._segments, self._places[block.models.start + g] if moves else (), strict=moves
             ):
-                torch._fused_adamw_(
+                self._kernel(
                     weights,
                     [rows[name][g] for name in segment.names],
                     means,
@@ -158,11 +166,17 @@ class StackedAdamW:
                     lr=rate * segment.factor,
                     beta1=_BETA1,
                     beta2=_BETA2,
-                    weight_decay=decay / segment.factor if segment.decays else 0.0,
+                    weight_decay=self._decay(decay, segment),
                     eps=_EPS,
                     amsgrad=False,
                     maximize=False,
                 )
+
+    def _decay(self, decay: float, segment: _Segment) -> float:
+        """Return the weight decay of a segment as the kernel takes it, which multiplies it by the learning rate."""
+        if self._penalized:
+            return decay
+        return decay / segment.factor if segment.decays else 0.0
 
     def _move_together(
         self, block: Block, gradients: Sequence[Tensor], lr: Tensor, weight_decay: Tensor, valid: Tensor | None
@@ -172,7 +186,10 @@ class StackedAdamW:
         before = None if valid is None else (flat.clone(), mean.clone(), square.clone(), steps.clone())
         steps += 1
         correction1, correction2 = 1 - _BETA1 ** steps[:, None], 1 - _BETA2 ** steps[:, None]
-        flat[:, : self._decayed].mul_(1 - lr * weight_decay)
+        if self._penalized:
+            gradient.addcmul_(flat, weight_decay)
+        else:
+            flat[:, : self._decayed].mul_(1 - lr * weight_decay)
         mean.lerp_(gradient, 1 - _BETA1)
         square.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
         # The update in one scratch buffer, the bias corrections moved into two numbers per model.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from heads.losses import LossName
 from heads.training.course import Schedule
+from heads.training.optimizer import Optimizer
 from heads.training.precision import Precision
 
 Rows = NDArray[np.int64]
@@ -58,13 +59,13 @@ class Recipe:
     seed
         Seed of the initial weights, batches, noise and dropout.
     lr, weight_decay
-        Peak learning rate and decoupled decay of AdamW.
+        Peak learning rate and weight decay of the optimiser.
     dropout
         Share of activations dropped.
     input_noise
         Standard deviation of Gaussian noise on the features, relative to each feature's own over the training rows.
-    smoothing, gamma, delta
-        Settings of the loss, see `heads.losses`.
+    smoothing, gamma, delta, pos_weight
+        Settings of the loss, see `heads.losses`; `pos_weight` has one number per target, or none for 1.
     """
 
     fold: int = 0
@@ -76,6 +77,7 @@ class Recipe:
     smoothing: float = 0.0
     gamma: float = 0.0
     delta: float = 1.0
+    pos_weight: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,9 @@ class Regime:
         ``plateau``: per model, times 0.1 after more than 5 epochs without a better monitor loss.
     warmup
         Share of all steps that the cosine's warm-up takes.
+    optimizer
+        ``adamw``, whose decay is decoupled and spares vectors, or ``adam``, whose decay is part of the gradient and
+        reaches all weights.
     precision
         ``fp32``; ``bf16`` or ``fp16``: matrix products in 16 bits, weights and losses in 32; fp16 with a loss
         scale per model.
@@ -111,6 +116,7 @@ class Regime:
     min_delta: float = 1e-4
     schedule: Schedule = "cosine"
     warmup: float = 0.1
+    optimizer: Optimizer = "adamw"
     precision: Precision = "fp32"
 
 

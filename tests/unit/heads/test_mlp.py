@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from heads import base
 from heads.base import HeadWarning, Training
 from heads.batched import logits_of
 from heads.errors import HeadError
+from heads.estimators import _network
 from heads.estimators.mlp import MLPHeadClassifier, MLPHeadRegressor
+from heads.many import Job, fit_many
 from heads.params import parse_params
 from heads.training.members import Course, inner_splits, mean_history
 from heads.training.perceptron import Perceptron
@@ -32,6 +35,163 @@ def data() -> tuple[np.ndarray, np.ndarray]:
     y = rng.integers(0, 3, 150)
     X = rng.normal(size=(150, 8)) + 2 * rng.normal(size=(3, 8))[y]
     return X.astype(np.float32), y
+
+
+@pytest.fixture
+def jobs() -> list[dict[str, object]]:
+    """Parameters that differ in all that may differ, some of them in architecture or regime, one of them wrong."""
+    return [
+        SMALL,
+        {**SMALL, "lr": 3e-3, "dropout": 0.2, "label_smoothing": 0.1},
+        {**SMALL, "input_noise": 0.2, "focal_gamma": 1.0, "random_state": 3},
+        {**SMALL, "hidden": (8, 4), "norm": "batch"},
+        {**SMALL, "lr": -1.0},
+        {**SMALL, "optimizer": "adam", "batch_size": 20, "validation_fraction": 0.2},
+        {**SMALL, "standardize": False, "class_weight": "balanced", "members": 1},
+    ]
+
+
+def target_of(kind: str, X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    if kind == "multilabel":
+        labels = (X[:, :3] > 0.5).astype(float)
+        labels[np.random.default_rng(0).random(labels.shape) < 0.2] = np.nan
+        labels[:50, 2] = 0.0  # constant in one of the folds below
+        labels[50:100, 2] = 1.0
+        return labels
+    return X[:, :2] * 100 if kind == "regression" else (y == 0).astype(int) if kind == "binary" else y
+
+
+@pytest.mark.filterwarnings("ignore::heads.base.HeadWarning")
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel", "regression"])
+def test_fits_together_equal_fits_one_by_one(data, jobs, kind):
+    X, y = data
+    made = MLPHeadRegressor if kind == "regression" else MLPHeadClassifier
+    for_regression = {"label_smoothing", "focal_gamma", "class_weight"} if kind == "regression" else set()
+    params = [{k: v for k, v in each.items() if k not in for_regression} for each in jobs]
+    target, groups = target_of(kind, X, y), np.arange(150) // 2
+    folds = [np.arange(100), np.arange(40, 150), np.arange(50)]
+    pairs = [(each, rows) for each in params for rows in folds]
+    together = list(fit_many([Job(made(**each), rows) for each, rows in pairs], X, target, groups=groups))
+    for (each, rows), head in zip(pairs, together, strict=True):
+        if each.get("lr") == -1.0:
+            assert isinstance(head, HeadError)
+            assert "lr=-1.0" in str(head)
+            continue
+        alone = made(**each).fit(X[rows], target[rows], groups=groups[rows])
+        assert alone.notes_ == head.notes_
+        assert vars(alone).keys() == vars(head).keys()
+        for name, value in vars(alone).items():
+            if name == "weights_":
+                for part in value:
+                    np.testing.assert_array_equal(head.weights_[part], value[part])
+            elif name != "notes_":
+                np.testing.assert_equal(getattr(head, name), value)
+
+
+def test_the_training_set_depends_on_the_preparing_parameters_only(data, monkeypatch):
+    X, y = data
+    others = set(MLPHeadClassifier().get_params()) - MLPHeadClassifier.preparing
+
+    class Watched(MLPHeadClassifier):
+        def __getattribute__(self, name):
+            assert name not in others, f"{name} is read while the training set is prepared"
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(base, "check_params", lambda head: None)
+    for target in (y, target_of("multilabel", X, y)):
+        head = Watched()
+        assert len(head._prepare(X, target).y) == 150
+
+
+def test_all_configurations_of_one_architecture_are_one_call(data, monkeypatch):
+    X, y = data
+    calls = []
+    train = _network.train_many
+    monkeypatch.setattr(_network, "train_many", lambda *a, **k: calls.append(len(k["recipes"])) or train(*a, **k))
+    heads = [MLPHeadClassifier(**SMALL, lr=lr, members=2) for lr in (1e-3, 3e-3, 1e-2)]
+    jobs = [Job(head, rows) for head in heads for rows in (np.arange(100), np.arange(50, 150))]
+    assert all(isinstance(head, MLPHeadClassifier) for head in fit_many(jobs, X, y))
+    assert calls == [3 * 2 * 2]
+
+
+def test_positive_weights_are_those_of_torch(data):
+    X, _ = data
+    y = (X[:, :2] > np.quantile(X[:, :2], [0.8, 0.9], axis=0).diagonal()).astype(float)
+    y[::7, 0] = np.nan
+    known = ~np.isnan(y)
+    head = MLPHeadClassifier(pos_weight="balanced")
+    weights = head._pos_weight(head._prepare(X, y))
+    expected = [(y[known[:, t], t] == 0).sum() / (y[known[:, t], t] == 1).sum() for t in range(2)]
+    assert weights == pytest.approx(expected)
+    assert head.set_params(pos_weight=3.0)._pos_weight(head._prepare(X, y)) == (3.0, 3.0)
+    plain, weighted = (
+        MLPHeadClassifier(**SMALL, pos_weight=pos_weight, members=1).fit(X, y).predict_proba(X).mean(axis=0)
+        for pos_weight in (None, "balanced")
+    )
+    assert (weighted > plain + 0.02).all()  # positives are rare
+
+
+def test_several_corrections_of_imbalance_are_remarked_on(data):
+    X, y = data
+    with pytest.warns(HeadWarning, match="class_weight=balanced, sampler=weighted, focal_gamma=2 correct imbalance 3"):
+        head = MLPHeadClassifier(**SMALL, class_weight="balanced", sampler="weighted", focal_gamma=2.0).fit(X, y)
+    assert len(head.notes_) == 1
+    assert MLPHeadClassifier(**SMALL, sampler="weighted").fit(X, y).notes_ == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "message"),
+    [
+        ("multiclass", {"pos_weight": 2.0}, "use class_weight=balanced"),
+        ("multilabel", {"sampler": "weighted"}, "use pos_weight=balanced"),
+    ],
+)
+def test_corrections_that_a_task_does_not_have_are_refused(data, kind, params, message):
+    X, y = data
+    with pytest.raises(HeadError, match=message):
+        MLPHeadClassifier(**params).fit(X, target_of(kind, X, y)[:, :2] if kind == "multilabel" else y)
+
+
+def test_adam_with_a_penalty_and_a_positive_weight_are_torchs(data):
+    X, y = data
+    y = (y == 0).astype(int)
+    params = {"members": 1, "validation_fraction": 0.0, "dropout": 0.0, "schedule": "constant", "standardize": False}
+    params |= {"hidden": (), "batch_size": 150, "optimizer": "adam", "weight_decay": 0.1}
+    params |= {"pos_weight": 3.0}
+    start = MLPHeadClassifier(**params, lr=1e-30, max_epochs=1).fit(X, y)
+    ours = MLPHeadClassifier(**params, lr=1e-2, max_epochs=30).fit(X, y)
+    layer = torch.nn.Linear(8, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(start.weights_["logits.weight"][0].T))
+        layer.bias.copy_(torch.from_numpy(start.weights_["logits.bias"][0]))
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(30):
+        optimizer.zero_grad()
+        logits = layer(torch.from_numpy(X))[:, 0]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits
+        loss(logits, torch.from_numpy(y).float(), pos_weight=torch.tensor(3.0)).backward()
+        optimizer.step()
+    np.testing.assert_allclose(ours.weights_["logits.weight"][0].T, layer.weight.detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(ours.weights_["logits.bias"][0], layer.bias.detach().numpy(), atol=1e-5)
+
+
+def test_the_published_baseline_is_reached_by_text(data):
+    X, _ = data
+    text = {"hidden": "512,256,128", "norm": "batch", "order": "linear-activation-norm", "dropout": "0.3"}
+    text |= {"logit_shifts": "true", "optimizer": "adam", "lr": "1e-3", "weight_decay": "1e-4", "batch_size": "32"}
+    text |= {"max_epochs": "2", "patience": "50", "schedule": "plateau", "members": "1", "standardize": "false"}
+    head = MLPHeadClassifier(**parse_params(MLPHeadClassifier, text)).fit(X, (X[:, :3] > 0).astype(float))
+    assert head.weights_["1.weight"].shape == (1, 512, 256)
+    assert (head.weights_["logits.shifts"] != 0).all()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_predicts_nearly_the_same(data, precision):
+    X, y = data
+    full, half = (
+        MLPHeadClassifier(**SMALL, members=1, precision=each).fit(X, y).predict_proba(X) for each in ("fp32", precision)
+    )
+    assert 0 < np.abs(full - half).max() < 0.05
 
 
 def test_the_baseline_has_as_many_parameters_as_its_formula():
