@@ -165,9 +165,11 @@ def prompts_for(X: Any, y: Any, sample_weight: Any = None) -> NDArray[np.float32
     """
     rows, labels = np.asarray(X), np.asarray(y)
     weight = np.ones(len(labels) if labels.ndim else 0) if sample_weight is None else np.asarray(sample_weight, float)
+    if rows.dtype == object and labels.ndim == 1:
+        return np.ones((len(np.unique(labels)), 1), dtype=np.float32)
     if rows.dtype.kind not in "biuf" or not rows.size or rows.ndim != 2 or not np.isfinite(rows).all():
         return np.ones((2, 1), dtype=np.float32)
-    if labels.shape[:1] != (len(rows),) or weight.sum() <= 0 or weight.min() < 0:
+    if not len(labels) == len(rows) == weight.size or weight.sum() <= 0 or weight.min() < 0:
         return np.ones((2, 1), dtype=np.float32)
     if labels.ndim == 1:
         members = labels[:, None] == np.unique(labels[weight > 0])
