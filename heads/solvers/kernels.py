@@ -1,4 +1,4 @@
-"""Kernel values of all pairs of rows: one product for every kernel, every gamma and every subset of the rows."""
+"""Kernel values of all pairs of rows: one product for every kernel and every gamma."""
 
 from __future__ import annotations
 
@@ -65,15 +65,6 @@ class Kernels:
         self.products: NDArray[np.float64] = rows @ rows.T
         self.squares = self.products.diagonal().copy()
 
-    def of(
-        self,
-        kernel: Kernel,
-        gamma: float,
-        rows: NDArray[np.int64] | None = None,
-        columns: NDArray[np.int64] | None = None,
-    ) -> NDArray[np.float64]:
-        """Return kernel values of some rows with some, by default of all with all; a new array."""
-        if rows is None or columns is None:
-            return kernel_values(self.products.copy(), self.squares, self.squares, kernel, gamma)
-        products = self.products[np.ix_(rows, columns)]
-        return kernel_values(products, self.squares[rows], self.squares[columns], kernel, gamma)
+    def of(self, kernel: Kernel, gamma: float) -> NDArray[np.float64]:
+        """Return kernel values of all rows with all, shape (n, n); a new array."""
+        return kernel_values(self.products.copy(), self.squares, self.squares, kernel, gamma)

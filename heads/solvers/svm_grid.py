@@ -1,7 +1,7 @@
 """Grid search of support vector classifiers: what `GridSearchCV(SVC(), ...)` computes, with the kernels shared.
 
-scikit-learn computes the inner products anew for every cell; here they are made once, each kernel once
-per fold, and values of C share it. Points are in the order of `sklearn.model_selection.ParameterGrid`, and the
+scikit-learn computes the inner products anew for every cell; here they are made once, each kernel once for all
+folds and values of C. Points are in the order of `sklearn.model_selection.ParameterGrid`, and the
 first of equally good ones wins, as there. Kernel values differ from libsvm's in the last digits, and libsvm
 stops at a tolerance of 1e-3: a row on the very border of two classes may fall on its other side.
 """
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.svm import SVC
 
 from heads.solvers.kernels import Kernel, Kernels, resolve_gamma
@@ -64,20 +65,35 @@ def grid_accuracies(
         NaN for a fold outside which there is one class.
     """
     scores = np.full((len(points), int(fold.max()) + 1), np.nan)
-    for k in range(scores.shape[1]):
-        learned, held = (np.flatnonzero(rows & (weight > 0)) for rows in (fold != k, fold == k))
-        if len(np.unique(y[learned])) < 2 or not len(held):
-            continue
-        for kernel, gamma in dict.fromkeys(_kernel(point) for point in points):
-            value = resolve_gamma(gamma, kernels.X[learned])
-            own = kernels.of(kernel, value, learned, learned)
-            across = kernels.of(kernel, value, held, learned)
-            for C in dict.fromkeys(point.C for point in points if _kernel(point) == (kernel, gamma)):
-                machine = SVC(C=C, kernel="precomputed").fit(own, y[learned], weight[learned])
-                accuracy = float((machine.predict(across) == y[held]).mean())
-                same = [p for p, point in enumerate(points) if point.C == C and _kernel(point) == (kernel, gamma)]
-                scores[same, k] = accuracy
+    parts = [[np.flatnonzero(rows & (weight > 0)) for rows in (fold != k, fold == k)] for k in range(scores.shape[1])]
+    usable = [k for k, (learned, held) in enumerate(parts) if len(np.unique(y[learned])) > 1 and len(held)]
+    for kernel, gamma in dict.fromkeys(_kernel(point) for point in points):
+        alike = [place for place, point in enumerate(points) if _kernel(point) == (kernel, gamma)]
+        made, values = float("nan"), np.empty((0, 0))
+        for k in usable:
+            learned, held = parts[k]
+            needed = resolve_gamma(gamma, kernels.X[learned])
+            if needed != made:  # "scale" is another number in each fold
+                made, values = needed, kernels.of(kernel, needed)
+            own, across = values[np.ix_(learned, learned)], values[np.ix_(held, learned)]
+            for C in dict.fromkeys(points[place].C for place in alike):
+                same = [place for place in alike if points[place].C == C]
+                scores[same, k] = _accuracy(C, own, y[learned], weight[learned], across, y[held])
     return scores
+
+
+def _accuracy(
+    C: float,
+    own: NDArray[np.float64],
+    y: NDArray[Any],
+    weight: NDArray[np.float64],
+    across: NDArray[np.float64],
+    truth: NDArray[Any],
+) -> float:
+    """Return the share of held-out rows that a machine answers right, from kernel values, which are finite."""
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        machine = SVC(C=C, kernel="precomputed").fit(own, y, weight)
+        return float((machine.predict(across) == truth).mean())
 
 
 def best_point(scores: NDArray[np.float64], points: Sequence[Point] = GRID) -> Point | None:
