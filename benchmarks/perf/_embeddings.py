@@ -115,7 +115,7 @@ def real(dataset: str, store: Path, datasets: Path) -> Embeddings:
     task, _ = read_task(manifest, (target,))
     options: dict[str, Any] = {"pooling": None, "precision": None, "normalize": "none", "progress": Silent()}
     try:
-        inputs = join_features(manifest, FeatureStore(store), (encoder,), **options)
+        inputs = join_features(manifest, FeatureStore(store, create=True), (encoder,), **options)
     except FeaturesMissing:
         extract(ExtractConfig(manifest=path, store=store, encoder=encoder))
         inputs = join_features(manifest, FeatureStore(store), (encoder,), **options)
