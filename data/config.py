@@ -143,6 +143,23 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+def parse_yaml(text: str) -> dict[str, Any]:
+    """Return a mapping written as one line of YAML, such as ``{a: 1, b: {c: 2}}``.
+
+    Raises
+    ------
+    ConfigError
+        If the text is no such mapping, or writes a key twice.
+    """
+    try:
+        content = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader underneath
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text!r} is no mapping such as {{a: 1}}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{text!r}: expected a mapping such as {{a: 1}}, found {type(content).__name__}")
+    return {str(key): value for key, value in content.items()}
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a configuration file.
 

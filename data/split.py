@@ -97,7 +97,8 @@ def make_folds(
     Parameters
     ----------
     y
-        Targets as `read_task` returns them: codes (n,) with -1 missing, 0/1/NaN (n, T), or numbers (n,) or (n, T).
+        Targets as `read_task` returns them: codes (n,) with -1 missing, 0/1/NaN (n, T), numbers (n,) or (n, T), or
+        codes and numbers (n, T), NaN missing, of a mixed task.
     kind
         Kind of the task.
     groups
@@ -213,8 +214,20 @@ def _label_pairs(y: Targets, kind: Kind) -> tuple[NDArray[np.intp], NDArray[np.i
         rows, columns = np.nonzero(values == 1)
         return rows, columns, values.shape[1]
     rows, columns = np.nonzero(~np.isnan(values))
+    if kind == "mixed":
+        strata, counts = zip(*map(_codes_or_bins, values.T), strict=True)
+        first = np.concatenate([[0], np.cumsum(counts)])
+        return rows, first[columns] + np.column_stack(strata)[rows, columns], int(first[-1])
     bins = np.column_stack([_quantile_bins(column) for column in values.T])
     return rows, columns * QUANTILE_BINS + bins[rows, columns], values.shape[1] * QUANTILE_BINS
+
+
+def _codes_or_bins(values: NDArray[np.float64]) -> tuple[NDArray[np.intp], int]:
+    """Return the stratum of each value and how many there are: its code where all are codes from 0 on, else its bin."""
+    known = np.unique(values[~np.isnan(values)])
+    if np.array_equal(known, np.arange(len(known))):
+        return np.nan_to_num(values, nan=0.0).astype(np.intp), len(known)
+    return _quantile_bins(values), QUANTILE_BINS
 
 
 def _quantile_bins(values: NDArray[np.float64]) -> NDArray[np.intp]:

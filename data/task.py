@@ -15,9 +15,11 @@ from data.labels import LabelColumn, as_class, as_number, as_truth, is_none, nor
 from data.manifest import Manifest
 from data.tables import shorten
 
-Kind = Literal["binary", "multiclass", "multilabel", "regression"]
+Kind = Literal["binary", "multiclass", "multilabel", "regression", "mixed"]
 Targets = NDArray[np.int64] | NDArray[np.float32] | NDArray[np.float64]
-"""Targets of n samples, by kind: int64 codes (n,), -1 missing; float32 0/1/NaN (n, T); float64 (n,) or (n, T)."""
+"""Targets of n samples, by kind: int64 codes (n,), -1 missing; float32 0/1/NaN (n, T); float64 (n,) or (n, T).
+
+Those of a mixed task are float64 (n, T): codes or numbers, NaN missing."""
 
 NO_FINDING = ("No Finding", "None")
 """Words for an empty set of labels in a delimited column; letter case, spaces, ``_`` and ``-`` do not matter."""
@@ -44,6 +46,8 @@ class Task:
         Words for an empty set of labels, for a delimited column.
     empty
         Whether an empty cell of a delimited column means no label or an unknown one.
+    parts
+        The task of each target, for a mixed one (`data.mixed`): binary, multiclass or regression.
     """
 
     kind: Kind
@@ -52,6 +56,7 @@ class Task:
     delimiter: str | None = None
     negative: tuple[str, ...] = ()
     empty: Literal["negative", "missing"] = "missing"
+    parts: tuple[Task, ...] = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -60,7 +65,9 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the task as JSON values."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        parts = {"parts": [part.to_dict() for part in self.parts]} if self.parts else {}
+        return {name: value for name, value in values.items() if name != "parts"} | parts
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Task:
@@ -74,6 +81,7 @@ class Task:
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
+        fields["parts"] = tuple(cls.from_dict(part) for part in values.get("parts", ()))
         try:
             task = cls(**fields)
         except TypeError as error:
@@ -179,6 +187,9 @@ def encode_targets(task: Task, manifest: Manifest) -> Targets:
             return np.column_stack([_zeros_and_ones(column) for column in columns])
         case "multilabel":
             return _label_sets(columns[0], task)
+        case "mixed":
+            encoded = [encode_targets(part, manifest) for part in task.parts]
+            return np.column_stack([np.where(labelled(y), y, np.nan) for y in encoded])
 
 
 def labelled(y: Targets) -> NDArray[np.bool_]:

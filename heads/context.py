@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.task import Kind
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Context:
@@ -27,6 +29,8 @@ class Context:
     logit_scale, logit_bias
         How the checkpoint behind the prompts makes logits of cosines, ``scale * cosine + bias``; None where it
         does not say.
+    targets
+        Name and kind of each column of the targets of a mixed task; empty for others.
     """
 
     blocks: tuple[int, ...] = ()
@@ -34,6 +38,7 @@ class Context:
     negative_prompts: NDArray[np.float32] | None = None
     logit_scale: float | None = None
     logit_bias: float | None = None
+    targets: tuple[tuple[str, Kind], ...] = ()
 
     def of_classes(self, chosen: NDArray[Any]) -> Context:
         """Return the context of some classes or targets, by positions or a mask."""

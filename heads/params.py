@@ -10,11 +10,13 @@ import inspect
 import types
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, GroupedMetadata, Gt, Interval
 from pydantic import TypeAdapter, ValidationError
 
+from data.config import parse_yaml, read_yaml
 from data.errors import did_you_mean
 from heads.errors import HeadError
 
@@ -35,7 +37,7 @@ def parse_params(head: type, params: Mapping[str, Any]) -> dict[str, Any]:
         The class whose constructor is meant.
     params
         Values by name. Text is parsed: ``none`` is None where that is allowed, and
-        ``512,256`` is a tuple where one is asked for.
+        ``512,256`` is a tuple where one is asked for; a mapping is ``{name: {key: value}}``, or a YAML file of it.
 
     Raises
     ------
@@ -72,6 +74,8 @@ def describe(hint: Any) -> str:
     if get_origin(hint) is Annotated:
         base, *limits = get_args(hint)
         return " and ".join(filter(None, [describe(base) + " " + " and ".join(map(_describe_limit, limits))])).strip()
+    if get_origin(hint) is dict:
+        return "a YAML file, or {name: {key: value}}"
     if get_origin(hint) is tuple:
         return f"a comma-separated list of {describe(get_args(hint)[0])}"
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "none"}
@@ -114,6 +118,8 @@ def _from_text(value: Any, hint: Any) -> Any:
         return None
     if any(get_origin(option) is tuple for option in options):
         return tuple(part.strip() for part in value.split(",") if part.strip())
+    if any(get_origin(option) is dict for option in options):
+        return parse_yaml(value) if value.startswith("{") else read_yaml(Path(value))
     return value
 
 

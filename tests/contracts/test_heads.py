@@ -65,6 +65,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "WeightedSumClassifier": {"hidden": (16,), **SMALL_NETWORK},
     "WeightedSumRegressor": {"hidden": (16,), **SMALL_NETWORK},
     "PromptSimilarityClassifier": {"branch_hidden": (16,), "width": 8, **SMALL_NETWORK},
+    "MultiHead": {"lr": 1e-2, "batch_size": 32, "max_epochs": 30},
     "GBMClassifier": {"max_rounds": 100, "members": 2},
     "GBMRegressor": {"max_rounds": 100, "members": 2},
 }
@@ -97,6 +98,7 @@ NOT_BY_CLASS: dict[str, dict[str, str]] = {
     "WeightedSumClassifier": NOT_FOR_NETWORKS,
     "WeightedSumRegressor": NOT_FOR_NETWORKS,
     "PromptSimilarityClassifier": NOT_FOR_NETWORKS,
+    "MultiHead": {"check_sample_weight_equivalence_on_dense_data": "batches are drawn by row"},
     "LinearClassifier": {
         "check_sample_weight_equivalence_on_dense_data": "the optimum is reached to 1e-10 of the objective, "
         "which is not 1e-7 of a probability; equivalence is tested in tests/unit/heads/test_linear.py",
@@ -204,7 +206,7 @@ def test_scikit_learn(estimator: Head, check: Any) -> None:
 def test_names_and_search_space(made: type[Head]) -> None:
     assert made in head_classes(made.name)
     assert made.version >= 1
-    assert made.kinds <= set(KINDS)
+    assert made.kinds <= {*KINDS, "mixed"}
     for name, values in made.search_space().items():
         tried = values.options if isinstance(values, Choice) else (values.low, values.high)
         assert all(name in parse_params(made, {name: value}) for value in tried)
@@ -216,7 +218,8 @@ def test_every_head_has_a_first_line_and_learns_every_kind_once(name: str) -> No
     assert list_heads()[name].endswith(".")
     for kind in KINDS:
         assert [kind in made.kinds for made in head_classes(name)].count(True) <= 1
-    assert head_class(name, "binary").name == name
+    kind: Kind = "mixed" if all("mixed" in made.kinds for made in head_classes(name)) else "binary"
+    assert head_class(name, kind).name == name
 
 
 def ignores_features(made: type[Head]) -> bool:
