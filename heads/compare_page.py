@@ -223,8 +223,8 @@ def _tests(standing: Standing) -> Html:
     head = ["", "Test", "Metric", "Difference", "p", "p, Holm"]
     caption = (
         "Differences are first less second. p, Holm: adjusted for all pairs of this data set with the same test and "
-        "metric; heads with their controls are a family of their own. DeLong and McNemar are of the first repeat and take samples as independent; the bootstrap resamples "
-        "groups, for all repeats at once."
+        "metric; heads with their controls are a family of their own. DeLong and McNemar are of the first repeat and "
+        "take samples as independent; the bootstrap resamples groups, for all repeats at once."
     )
     parts = [
         element("h3", "Tests against the best"),
