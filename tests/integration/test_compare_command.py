@@ -194,7 +194,7 @@ def test_the_resolved_configuration_gives_the_same_table(compare, frostline, tmp
 
 
 def test_controls_and_baselines_stand_beside_heads_with_prompts(frostline, texts, toy_text, tmp_path) -> None:
-    manifest, store = texts
+    _, store = texts
     suite = tmp_path / "suite.yaml"
     content = {
         "datasets": {"texts": {"manifest": "texts.csv", "target": "label", "group": "group"}},
