@@ -79,10 +79,12 @@ class NetworkHead(Head):
     lr: float
     weight_decay: float
     optimizer: Optimizer
+    clip_norm: float | None
     batch_size: int
     max_epochs: int
     patience: int
     schedule: Schedule
+    plateau_factor: float
     validation_fraction: float
     members: int
     precision: Precision
@@ -160,6 +162,7 @@ class NetworkHead(Head):
             weight_decay=self.weight_decay,
             dropout=self.dropout,
             input_noise=self.input_noise,
+            clip_norm=self.clip_norm,
         )
 
     def _regime(self, loss: LossName) -> Regime:
@@ -169,6 +172,7 @@ class NetworkHead(Head):
             max_epochs=self.max_epochs,
             patience=self.patience,
             schedule=self.schedule,
+            plateau_factor=self.plateau_factor,
             optimizer=self.optimizer,
             precision=self.precision,
         )

@@ -114,12 +114,16 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
     optimizer
         ``adamw``, whose decay is decoupled and spares biases and norms, or ``adam``, whose decay is a
         penalty of all weights in the gradient.
+    clip_norm
+        Gradients of a network that are longer than this are scaled down to it; None for as long as they are.
     batch_size
         Rows per step at most.
     max_epochs, patience
         Epochs at most; training stops after `patience` epochs without a better loss on the inner split.
     schedule
         ``cosine`` with warm-up over `max_epochs`, ``plateau`` or ``constant``; see `heads.training.plan.Regime`.
+    plateau_factor
+        What ``plateau`` multiplies the learning rate by when the loss on the inner split gets no better.
     validation_fraction
         Share of the training rows set aside as the inner split, stratified and without splitting
         groups; 0 runs all epochs on all rows.
@@ -165,10 +169,12 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
         lr: Positive = 1e-3,
         weight_decay: NotNegative = 1e-2,
         optimizer: Optimizer = "adamw",
+        clip_norm: Positive | None = None,
         batch_size: Count = 128,
         max_epochs: Count = 60,
         patience: Count = 8,
         schedule: Schedule = "cosine",
+        plateau_factor: Fraction = 0.1,
         validation_fraction: Fraction = 0.1,
         members: Count = 5,
         standardize: bool = True,
@@ -191,10 +197,12 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
         self.lr = lr
         self.weight_decay = weight_decay
         self.optimizer = optimizer
+        self.clip_norm = clip_norm
         self.batch_size = batch_size
         self.max_epochs = max_epochs
         self.patience = patience
         self.schedule = schedule
+        self.plateau_factor = plateau_factor
         self.validation_fraction = validation_fraction
         self.members = members
         self.standardize = standardize
@@ -265,7 +273,9 @@ class MLPHeadRegressor(_PerceptronHead, RegressorHead):
         ``huber``, ``mse`` or ``mae``.
     huber_delta
         Where the Huber loss turns from square to linear, in standard deviations of the target.
-    lr, weight_decay, optimizer, batch_size, max_epochs, patience, schedule, validation_fraction, members, precision
+    lr, weight_decay, optimizer, clip_norm, batch_size, max_epochs, patience, schedule, plateau_factor
+        The optimiser and its learning rate, as for `MLPHeadClassifier`.
+    validation_fraction, members, precision
         The training, as for `MLPHeadClassifier`.
     standardize, random_state, device
         As for `MLPHeadClassifier`.
@@ -292,10 +302,12 @@ class MLPHeadRegressor(_PerceptronHead, RegressorHead):
         lr: Positive = 1e-3,
         weight_decay: NotNegative = 1e-2,
         optimizer: Optimizer = "adamw",
+        clip_norm: Positive | None = None,
         batch_size: Count = 128,
         max_epochs: Count = 60,
         patience: Count = 8,
         schedule: Schedule = "cosine",
+        plateau_factor: Fraction = 0.1,
         validation_fraction: Fraction = 0.1,
         members: Count = 5,
         standardize: bool = True,
@@ -314,10 +326,12 @@ class MLPHeadRegressor(_PerceptronHead, RegressorHead):
         self.lr = lr
         self.weight_decay = weight_decay
         self.optimizer = optimizer
+        self.clip_norm = clip_norm
         self.batch_size = batch_size
         self.max_epochs = max_epochs
         self.patience = patience
         self.schedule = schedule
+        self.plateau_factor = plateau_factor
         self.validation_fraction = validation_fraction
         self.members = members
         self.standardize = standardize

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from heads.base import Choice, ClassWeight, Count, Fraction, NotNegative, Positive, SearchSpace
 from heads.batched import Architecture
 from heads.estimators._fusion import FusionHead
+from heads.estimators._network import Sampler
 from heads.estimators.mlp import HiddenWidths, MLPHeadClassifier
 from heads.training.course import Schedule
 from heads.training.fusion import PromptSimilarity
+from heads.training.optimizer import Optimizer
 from heads.training.perceptron import Activation, Norm, Order
+from heads.training.precision import Precision
 
 
 class PromptSimilarityClassifier(FusionHead, MLPHeadClassifier):
@@ -36,14 +41,16 @@ class PromptSimilarityClassifier(FusionHead, MLPHeadClassifier):
     input_noise
         Standard deviation of Gaussian noise on the features in training, relative to that of each
         feature; the prompts get none.
-    label_smoothing, focal_gamma
+    label_smoothing, focal_gamma, pos_weight
         The loss, as for the head ``mlp``.
-    lr, weight_decay, batch_size, max_epochs, patience, schedule, validation_fraction, members
+    lr, weight_decay, optimizer, clip_norm, batch_size, max_epochs, patience, schedule, plateau_factor
+        The optimiser and its learning rate, as for the head ``mlp``.
+    validation_fraction, members, precision
         The training, as for the head ``mlp``.
     standardize
         Whether to centre and scale the features by the training rows that have them.
-    class_weight
-        None or ``balanced``.
+    class_weight, sampler
+        As for the head ``mlp``.
     random_state, device
         As for the head ``mlp``.
 
@@ -71,16 +78,22 @@ class PromptSimilarityClassifier(FusionHead, MLPHeadClassifier):
         input_noise: NotNegative = 0.0,
         label_smoothing: Fraction = 0.0,
         focal_gamma: NotNegative = 0.0,
+        pos_weight: Positive | Literal["balanced"] | None = None,
+        sampler: Sampler = "shuffle",
         lr: Positive = 1e-3,
         weight_decay: NotNegative = 1e-2,
+        optimizer: Optimizer = "adamw",
+        clip_norm: Positive | None = None,
         batch_size: Count = 128,
         max_epochs: Count = 60,
         patience: Count = 8,
         schedule: Schedule = "cosine",
+        plateau_factor: Fraction = 0.1,
         validation_fraction: Fraction = 0.1,
         members: Count = 5,
         standardize: bool = True,
         class_weight: ClassWeight = None,
+        precision: Precision = "fp32",
         random_state: int = 0,
         device: str = "cpu",
     ) -> None:
@@ -92,16 +105,22 @@ class PromptSimilarityClassifier(FusionHead, MLPHeadClassifier):
             input_noise=input_noise,
             label_smoothing=label_smoothing,
             focal_gamma=focal_gamma,
+            pos_weight=pos_weight,
+            sampler=sampler,
             lr=lr,
             weight_decay=weight_decay,
+            optimizer=optimizer,
+            clip_norm=clip_norm,
             batch_size=batch_size,
             max_epochs=max_epochs,
             patience=patience,
             schedule=schedule,
+            plateau_factor=plateau_factor,
             validation_fraction=validation_fraction,
             members=members,
             standardize=standardize,
             class_weight=class_weight,
+            precision=precision,
             random_state=random_state,
             device=device,
         )

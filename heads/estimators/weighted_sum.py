@@ -7,10 +7,13 @@ from typing import Literal
 from heads.base import Choice, ClassWeight, Count, Fraction, NotNegative, Positive, SearchSpace
 from heads.batched import Architecture
 from heads.estimators._fusion import FusionHead
+from heads.estimators._network import Sampler
 from heads.estimators.mlp import HiddenWidths, MLPHeadClassifier, MLPHeadRegressor
 from heads.training.course import Schedule
 from heads.training.fusion import WeightedSum
+from heads.training.optimizer import Optimizer
 from heads.training.perceptron import Activation, Norm, Order
+from heads.training.precision import Precision
 
 
 class _WeightedSum(FusionHead):
@@ -44,8 +47,9 @@ class WeightedSumClassifier(_WeightedSum, MLPHeadClassifier):
     The flattened prompts (in the order of the classes) are the same for every sample too, so that their
     term is a learned bias. The published form is::
 
-        hidden=512,256 norm=batch order=linear-activation-norm dropout=0.3 logit_shifts=true standardize=false
-        members=1 batch_size=32 lr=3e-4 weight_decay=1e-4 schedule=plateau
+        hidden=512,256 prompt_branch=full norm=batch order=linear-activation-norm dropout=0.3 logit_shifts=true
+        standardize=false members=1 batch_size=32 optimizer=adam lr=3e-4 weight_decay=1e-4 max_epochs=60
+        patience=60 schedule=plateau plateau_factor=0.2
 
     Parameters
     ----------
@@ -66,14 +70,16 @@ class WeightedSumClassifier(_WeightedSum, MLPHeadClassifier):
         feature; the prompts get none.
     logit_shifts
         Whether a learned vector is subtracted from the logits, as for the head ``mlp``.
-    label_smoothing, focal_gamma
+    label_smoothing, focal_gamma, pos_weight
         The loss, as for the head ``mlp``.
-    lr, weight_decay, batch_size, max_epochs, patience, schedule, validation_fraction, members
+    lr, weight_decay, optimizer, clip_norm, batch_size, max_epochs, patience, schedule, plateau_factor
+        The optimiser and its learning rate, as for the head ``mlp``.
+    validation_fraction, members, precision
         The training, as for the head ``mlp``.
     standardize
         Whether to centre and scale the features by the training rows that have them.
-    class_weight
-        None or ``balanced``.
+    class_weight, sampler
+        As for the head ``mlp``.
     random_state, device
         As for the head ``mlp``.
 
@@ -100,16 +106,22 @@ class WeightedSumClassifier(_WeightedSum, MLPHeadClassifier):
         logit_shifts: bool = False,
         label_smoothing: Fraction = 0.0,
         focal_gamma: NotNegative = 0.0,
+        pos_weight: Positive | Literal["balanced"] | None = None,
+        sampler: Sampler = "shuffle",
         lr: Positive = 1e-3,
         weight_decay: NotNegative = 1e-2,
+        optimizer: Optimizer = "adamw",
+        clip_norm: Positive | None = None,
         batch_size: Count = 128,
         max_epochs: Count = 60,
         patience: Count = 8,
         schedule: Schedule = "cosine",
+        plateau_factor: Fraction = 0.1,
         validation_fraction: Fraction = 0.1,
         members: Count = 5,
         standardize: bool = True,
         class_weight: ClassWeight = None,
+        precision: Precision = "fp32",
         random_state: int = 0,
         device: str = "cpu",
     ) -> None:
@@ -123,16 +135,22 @@ class WeightedSumClassifier(_WeightedSum, MLPHeadClassifier):
             logit_shifts=logit_shifts,
             label_smoothing=label_smoothing,
             focal_gamma=focal_gamma,
+            pos_weight=pos_weight,
+            sampler=sampler,
             lr=lr,
             weight_decay=weight_decay,
+            optimizer=optimizer,
+            clip_norm=clip_norm,
             batch_size=batch_size,
             max_epochs=max_epochs,
             patience=patience,
             schedule=schedule,
+            plateau_factor=plateau_factor,
             validation_fraction=validation_fraction,
             members=members,
             standardize=standardize,
             class_weight=class_weight,
+            precision=precision,
             random_state=random_state,
             device=device,
         )
@@ -151,7 +169,9 @@ class WeightedSumRegressor(_WeightedSum, MLPHeadRegressor):
         What is varied in training, as for `WeightedSumClassifier`.
     loss, huber_delta
         As for the head ``mlp``.
-    lr, weight_decay, batch_size, max_epochs, patience, schedule, validation_fraction, members
+    lr, weight_decay, optimizer, clip_norm, batch_size, max_epochs, patience, schedule, plateau_factor
+        The optimiser and its learning rate, as for the head ``mlp``.
+    validation_fraction, members, precision
         The training, as for the head ``mlp``.
     standardize, random_state, device
         As for `WeightedSumClassifier`.
@@ -179,13 +199,17 @@ class WeightedSumRegressor(_WeightedSum, MLPHeadRegressor):
         huber_delta: Positive = 1.0,
         lr: Positive = 1e-3,
         weight_decay: NotNegative = 1e-2,
+        optimizer: Optimizer = "adamw",
+        clip_norm: Positive | None = None,
         batch_size: Count = 128,
         max_epochs: Count = 60,
         patience: Count = 8,
         schedule: Schedule = "cosine",
+        plateau_factor: Fraction = 0.1,
         validation_fraction: Fraction = 0.1,
         members: Count = 5,
         standardize: bool = True,
+        precision: Precision = "fp32",
         random_state: int = 0,
         device: str = "cpu",
     ) -> None:
@@ -200,13 +224,17 @@ class WeightedSumRegressor(_WeightedSum, MLPHeadRegressor):
             huber_delta=huber_delta,
             lr=lr,
             weight_decay=weight_decay,
+            optimizer=optimizer,
+            clip_norm=clip_norm,
             batch_size=batch_size,
             max_epochs=max_epochs,
             patience=patience,
             schedule=schedule,
+            plateau_factor=plateau_factor,
             validation_fraction=validation_fraction,
             members=members,
             standardize=standardize,
+            precision=precision,
             random_state=random_state,
             device=device,
         )

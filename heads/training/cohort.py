@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from heads.losses import entry_losses, weighted_mean, weighted_sum
 from heads.training.corpus import Corpus, Stream
 from heads.training.course import Course, schedule_factor
 from heads.training.layers import Draws, TrainingPass
-from heads.training.optimizer import Block, StackedAdamW
+from heads.training.optimizer import Block, StackedAdamW, clipped
 from heads.training.plan import Recipe, Regime, TrainedModel
 from heads.training.precision import LossScale, autocast
 
@@ -76,7 +77,9 @@ class Cohort:
         self._architecture, self._regime, self._recipes = architecture, regime, list(recipes)
         features = corpora[0].features
         self._device, self._width = features.device, features.shape[1]
-        self._courses = [Course(regime.patience, regime.min_delta, regime.schedule) for _ in recipes]
+        self._courses = [
+            Course(regime.patience, regime.min_delta, regime.schedule, regime.plateau_factor) for _ in recipes
+        ]
         self._best: list[dict[str, Tensor]] = [{} for _ in recipes]
         self._steps, self._slots, self._monitor_slots = corpora[recipes[0].fold].layout
         keys = list(dict.fromkeys((recipe.seed, recipe.fold) for recipe in recipes))
@@ -120,6 +123,8 @@ class Cohort:
         self._base_lr = self._column([recipe.lr for recipe in recipes])
         self._decay = self._column([recipe.weight_decay for recipe in recipes])
         self._noise = self._column([recipe.input_noise for recipe in recipes])
+        longest = [math.inf if recipe.clip_norm is None else recipe.clip_norm for recipe in recipes]
+        self._longest = self._column(longest) if any(length < math.inf for length in longest) else None
         dropout = [recipe.dropout for recipe in recipes]
         self._dropout = self._column(dropout) if any(dropout) else None
         columns = {name: [getattr(recipe, name) for recipe in recipes] for name in ("smoothing", "gamma", "delta")}
@@ -166,13 +171,13 @@ class Cohort:
         with self._autocast():
             logits = self._architecture.forward(self._states[number], x.expand(lr.numel(), -1, -1), training).float()
         loss = weighted_mean(self._entries(logits, batch.targets[pick], models), batch.weights[pick])
-        leaves = list(block.leaves.values())
-        if self._scale is None:
-            self._weights.step(block, torch.autograd.grad(loss.sum(), leaves), lr, self._decay[models])
-        else:
-            scaled = torch.autograd.grad(self._scale.scaled(loss, models), leaves)
-            gradients, finite = self._scale.unscaled(scaled, models)
-            self._weights.step(block, gradients, lr, self._decay[models], finite)
+        total = loss.sum() if self._scale is None else self._scale.scaled(loss, models)
+        gradients, finite = torch.autograd.grad(total, list(block.leaves.values())), None
+        if self._scale is not None:
+            gradients, finite = self._scale.unscaled(gradients, models)
+        if self._longest is not None:
+            gradients = clipped(gradients, self._longest[models])
+        self._weights.step(block, gradients, lr, self._decay[models], finite)
         return loss.detach()
 
     def _batch(self, step: int) -> _Batch:

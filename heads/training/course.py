@@ -8,7 +8,7 @@ from typing import Literal
 
 Schedule = Literal["constant", "cosine", "plateau"]
 
-_PLATEAU_PATIENCE, _PLATEAU_FACTOR = 5, 0.1
+_PLATEAU_PATIENCE = 5
 _COSINE_FLOOR = 0.05
 
 
@@ -30,6 +30,7 @@ class Course:
     patience: int
     min_delta: float
     schedule: Schedule
+    plateau_factor: float = 0.1
     best_loss: float = math.inf
     best_epoch: int | None = None
     factor: float = 1.0
@@ -56,7 +57,7 @@ class Course:
         self._waited = 0 if better else self._waited + 1
         self._on_plateau = 0 if better else self._on_plateau + 1
         if self.schedule == "plateau" and self._on_plateau > _PLATEAU_PATIENCE:
-            self.factor, self._on_plateau = self.factor * _PLATEAU_FACTOR, 0
+            self.factor, self._on_plateau = self.factor * self.plateau_factor, 0
         self.finished = monitor_loss is not None and self._waited >= self.patience
         if better:
             self.best_loss = watched

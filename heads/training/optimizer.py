@@ -14,6 +14,7 @@ Optimizer = Literal["adamw", "adam"]
 _BETA1: Final = 0.9
 _BETA2: Final = 0.999
 _EPS: Final = 1e-8
+_CLIP_EPS: Final = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,6 +227,22 @@ class StackedAdamW:
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
         parts = torch.split(flat, [shape.numel() for shape in self._shapes.values()], dim=1)
         return {name: part.view(-1, *shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+
+
+def clipped(gradients: Sequence[Tensor], longest: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of models, those of each scaled down to a length at most.
+
+    Parameters
+    ----------
+    gradients
+        One tensor (g, ...) for each weight.
+    longest
+        The length that all gradients of a model may have together, shape (g,); infinite for any.
+    """
+    parts = [torch.linalg.vector_norm(gradient.contiguous().flatten(start_dim=1), dim=1) for gradient in gradients]
+    length = torch.linalg.vector_norm(torch.stack(parts, dim=1), dim=1)
+    factor = (longest / (length + _CLIP_EPS)).clamp(max=1.0)
+    return tuple(gradient * factor.reshape(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients)
 
 
 def _segments(shapes: Mapping[str, torch.Size], factors: Mapping[str, float]) -> list[_Segment]:

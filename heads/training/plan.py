@@ -64,6 +64,8 @@ class Recipe:
         Share of activations dropped.
     input_noise
         Standard deviation of Gaussian noise on the features, relative to each feature's own over the training rows.
+    clip_norm
+        Length of the gradient at most, that of all weights together; None for any.
     smoothing, gamma, delta, pos_weight
         Settings of the loss, see `heads.losses`; `pos_weight` has one number per target, or none for 1.
     """
@@ -74,6 +76,7 @@ class Recipe:
     weight_decay: float = 1e-2
     dropout: float = 0.0
     input_noise: float = 0.0
+    clip_norm: float | None = None
     smoothing: float = 0.0
     gamma: float = 0.0
     delta: float = 1.0
@@ -98,7 +101,7 @@ class Regime:
         What counts as better.
     schedule
         ``constant``; ``cosine``: per step, linear warm-up and half a cosine down to 0.05;
-        ``plateau``: per model, times 0.1 after more than 5 epochs without a better monitor loss.
+        ``plateau``: per model, times `plateau_factor` after more than 5 epochs without a better monitor loss.
     warmup
         Share of all steps that the cosine's warm-up takes.
     optimizer
@@ -115,6 +118,7 @@ class Regime:
     patience: int = 10
     min_delta: float = 1e-4
     schedule: Schedule = "cosine"
+    plateau_factor: float = 0.1
     warmup: float = 0.1
     optimizer: Optimizer = "adamw"
     precision: Precision = "fp32"

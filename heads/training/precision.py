@@ -37,11 +37,11 @@ class LossScale:
         """Return the sum of the scaled losses of some models."""
         return (loss * self._scale[models]).sum()
 
-    def unscaled(self, gradients: Sequence[Tensor], models: slice) -> tuple[list[Tensor], Tensor]:
+    def unscaled(self, gradients: Sequence[Tensor], models: slice) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the gradients of the losses themselves, and which models' are finite, and move the scales."""
         scale, good = self._scale[models], self._good[models]
         finite = torch.stack([g.flatten(start_dim=1).isfinite().all(dim=1) for g in gradients]).all(dim=0)
-        result = [g / scale.reshape(-1, *[1] * (g.ndim - 1)) for g in gradients]
+        result = tuple(g / scale.reshape(-1, *[1] * (g.ndim - 1)) for g in gradients)
         good.add_(1).mul_(finite)
         grown = good >= _INTERVAL
         scale.mul_(torch.where(finite, torch.where(grown, _GROWTH, 1.0), _BACKOFF))

@@ -45,7 +45,7 @@ def grid() -> list[Recipe]:
     """Every fold with configurations that differ in all that may differ."""
     different = [
         {"lr": 1e-3},
-        {"lr": 1e-2, "dropout": 0.3, "weight_decay": 0.1},
+        {"lr": 1e-2, "dropout": 0.3, "weight_decay": 0.1, "clip_norm": 0.3},
         {"lr": 3e-2, "input_noise": 0.2, "smoothing": 0.1},
         {"lr": 3e-3, "dropout": 0.6, "input_noise": 0.1, "gamma": 2.0, "seed": 1},
     ]
@@ -327,17 +327,18 @@ def test_cosine_equals_its_closed_form_at_every_step():
     assert {schedule_factor("constant", step, 100, 0.1) for step in range(100)} == {1.0}
 
 
-def test_plateau_equals_torch():
+@pytest.mark.parametrize("factor", [0.1, 0.2])
+def test_plateau_equals_torch(factor):
     losses = [1.0, 0.9, *[0.9] * 9, 0.5, *[0.6] * 14]
-    course = Course(patience=100, min_delta=0.0, schedule="plateau")
+    course = Course(patience=100, min_delta=0.0, schedule="plateau", plateau_factor=factor)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
-    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=5, threshold=0.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=5, threshold=0.0)
     for loss in losses:
         course.observe(loss, loss, course.factor)
         theirs.step(loss)
         assert course.factor == pytest.approx(optimizer.param_groups[0]["lr"])
-    assert course.factor == pytest.approx(1e-3)
+    assert course.factor == pytest.approx(factor**3)
 
 
 def test_early_stopping_on_a_scripted_loss():
