@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.task import Kind
+from data.task import Task
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,7 +30,7 @@ class Context:
         How the checkpoint behind the prompts makes logits of cosines, ``scale * cosine + bias``; None where it
         does not say.
     targets
-        Name and kind of each column of the targets of a mixed task; empty for others.
+        The task of each column of the targets of a mixed task; empty for others.
     """
 
     blocks: tuple[int, ...] = ()
@@ -38,7 +38,7 @@ class Context:
     negative_prompts: NDArray[np.float32] | None = None
     logit_scale: float | None = None
     logit_bias: float | None = None
-    targets: tuple[tuple[str, Kind], ...] = ()
+    targets: tuple[Task, ...] = ()
 
     def of_classes(self, chosen: NDArray[Any]) -> Context:
         """Return the context of some classes or targets, by positions or a mask."""

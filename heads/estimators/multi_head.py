@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from numbers import Real
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from scipy.special import expit, softmax
-from sklearn.utils import Tags
 
-from data.config import Config
-from data.errors import ConfigError, did_you_mean
-from heads.base import (
-    INFINITE,
-    ClassWeight,
-    Context,
-    Count,
-    Floats,
-    Fraction,
-    Head,
-    NotNegative,
-    Positive,
-    Range,
-    SearchSpace,
-    Training,
-)
+from heads.base import ClassWeight, Count, Fraction, NotNegative, Positive, Range, SearchSpace, Training
 from heads.errors import HeadError
 from heads.losses import LossName
+from heads.mixed import MixedHead, TargetSettings
 from heads.training.course import Schedule
 from heads.training.members import center_and_spread, inner_splits
 from heads.training.probes import Plan, Probe, Rows, train_probes
@@ -43,21 +26,18 @@ _LOSSES: dict[str, tuple[Loss, ...]] = {
 }
 """The losses of each kind, its default first."""
 _REGRESSION_LOSSES: dict[str, LossName] = {"huber": "huber", "mse": "squared_error", "mae": "absolute_error"}
-_MOST_CLASSES = 20
-"""A column of more different whole numbers is a quantity, unless it is said to be something else."""
 
 
-class HeadSettings(Config):
+class ProbeSettings(TargetSettings):
     """What can be said of one target; what is not said is as for all of them."""
 
-    kind: Literal["auto", "binary", "multiclass", "regression"] = "auto"
     loss: Loss | None = None
     weight: float = Field(default=1.0, gt=0)
     lr: float | None = Field(default=None, gt=0)
     weight_decay: float | None = Field(default=None, ge=0)
 
 
-class MultiHead(Head):
+class MultiHead(MixedHead[ProbeSettings]):
     """A linear probe per target, all trained at once by AdamW, each stopped by itself.
 
     The loss is the sum of the targets' mean losses times their weights. A missing value counts in no loss,
@@ -98,10 +78,6 @@ class MultiHead(Head):
 
     Attributes
     ----------
-    names_, kinds_
-        Name and kind of each target.
-    labels_
-        The labels of each target in order; none for a number.
     coef_, intercept_
         One row per output, those of a target together: shapes (O, d) and (O,).
     center_, spread_
@@ -110,8 +86,6 @@ class MultiHead(Head):
         The epoch that each target's weights are from, counted from 0.
     history_
         ``train_loss``, ``monitor_loss`` (the summed losses) and ``lr`` of every epoch.
-    single_
-        Whether y was one-dimensional, and predictions are.
 
     Notes
     -----
@@ -121,9 +95,8 @@ class MultiHead(Head):
 
     name = "multi_head"
     version = 1
-    kinds: ClassVar = frozenset({"mixed"})
     uses_torch = True
-    kind_ = "mixed"
+    settings_class = ProbeSettings
 
     def __init__(
         self,
@@ -158,32 +131,10 @@ class MultiHead(Head):
         self.random_state = random_state
         self.device = device
 
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.required = True
-        tags.target_tags.multi_output = True
-        return tags
-
     @classmethod
     def search_space(cls) -> SearchSpace:
         """Return the parameters worth searching, with their bounds."""
         return {"lr": Range(1e-4, 1e-1, log=True), "weight_decay": Range(1e-4, 1.0, log=True)}
-
-    def settings(self) -> dict[str, HeadSettings]:
-        """Return what is said of targets, by name.
-
-        Raises
-        ------
-        HeadError
-            If a setting does not exist or fit.
-        """
-        try:
-            return {
-                name: HeadSettings.build(values, where=f"{self.name}, head {name!r}")
-                for name, values in (self.heads or {}).items()
-            }
-        except ConfigError as error:
-            raise HeadError(str(error).replace(": --", ": ")) from error
 
     def predict_scores(self, X: ArrayLike) -> dict[str, NDArray[np.float64]]:
         """Return each target's scores by name: probabilities (n, C) in the order of `labels_`, or numbers (n,)."""
@@ -193,21 +144,6 @@ class MultiHead(Head):
         own = np.split(logits, np.cumsum(widths)[:-1], axis=1)
         return {name: self._scores(h, own[h]) for h, name in enumerate(self.names_)}
 
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the most probable labels and the numbers, shape (n, T): objects where a label is text, else float64.
-
-        One-dimensional if y was.
-        """
-        scores = self.predict_scores(X)
-        columns = [
-            values if kind == "regression" else np.array(labels)[values.argmax(axis=1)]
-            for values, kind, labels in zip(scores.values(), self.kinds_, self.labels_, strict=True)
-        ]
-        if self.single_:
-            return columns[0]
-        text = any(column.dtype.kind not in "biuf" for column in columns)
-        return np.column_stack([column.astype(object if text else np.float64) for column in columns])
-
     def _scores(self, head: int, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.kinds_[head] == "regression":
             return np.asarray(logits[:, 0] * self.spread_[head] + self.center_[head])
@@ -215,89 +151,6 @@ class MultiHead(Head):
             positive = expit(logits)
             return np.hstack([1 - positive, positive])
         return np.asarray(softmax(logits, axis=1))
-
-    def _training(
-        self, y: ArrayLike, X: Floats, weight: NDArray[np.float64], groups: Any, context: Context
-    ) -> Training:
-        columns = self._columns(y)
-        settings = self.settings()
-        self._name(len(columns), context, settings)
-        self.labels_: list[list[Any]] = []
-        encoded = [self._encoded(h, column, weight) for h, column in enumerate(columns)]
-        values, weights = (np.column_stack(parts) for parts in zip(*encoded, strict=True))
-        keep = weights.any(axis=1)
-        return Training(
-            X=self._fit_scaling(X[keep], weight[keep]),
-            y=values[keep],
-            weight=weights[keep],
-            groups=None if groups is None else groups[keep],
-            kind="mixed",
-            classes=0,
-            context=context,
-            kept=np.flatnonzero(keep),
-        )
-
-    def _columns(self, y: ArrayLike) -> list[NDArray[Any]]:
-        """Return the columns of y, each of numbers or of objects."""
-        array = np.asarray(y) if isinstance(y, np.ndarray) else np.asarray(y, dtype=object)
-        if array.ndim not in (1, 2) or not array.size:
-            raise HeadError(f"{self.name}: expected targets of shape (n,) or (n, T), got {array.shape}")
-        self.single_ = array.ndim == 1
-        return [_as_numbers(column) for column in array.reshape(len(array), -1).T]
-
-    def _name(self, count: int, context: Context, settings: Mapping[str, HeadSettings]) -> None:
-        """Set the names and kinds of the targets; a kind that nobody says is found by `_encoded`."""
-        known: dict[str, str] = dict(context.targets) or {name: each.kind for name, each in settings.items()}
-        known = known or dict.fromkeys((f"target {h}" for h in range(count)), "auto")
-        if len(known) != count:
-            raise HeadError(f"{self.name}: y has {count} columns, but {len(known)} heads are named: {', '.join(known)}")
-        for name in settings:
-            if name not in known:
-                raise HeadError(f"{self.name}: heads names {name!r}, which is no target; {did_you_mean(name, known)}")
-        self.names_, self.kinds_ = list(known), list(known.values())
-
-    def _encoded(
-        self, head: int, column: NDArray[Any], weight: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the codes or numbers of a target, 0 where missing, and their weights; set its kind and labels."""
-        name = f"{self.name}, head {self.names_[head]!r}"
-        missing = np.array([value is None or value != value for value in column.tolist()], dtype=bool)
-        known = ~missing & (weight > 0)
-        if not known.any():
-            raise HeadError(f"{self.name}: no value of {self.names_[head]} in the training rows")
-        values, own = np.zeros(len(column)), np.where(known, weight, 0.0)
-        try:
-            labels, codes = np.unique(column[known], return_inverse=True)
-        except TypeError as error:
-            raise HeadError(f"{name}: its values are of several types: {error}") from error
-        kind = self._kind(head, labels)
-        if kind == "regression":
-            values[known] = _finite(name, column[known])
-            self.labels_.append([])
-            return values, own
-        if kind == "binary" and len(labels) > 2:
-            raise HeadError(f"{name}: a binary target has 2 classes, found {len(labels)}")
-        whole = labels.dtype.kind == "f" and bool((labels == np.round(labels)).all())
-        self.labels_.append((labels.astype(np.int64) if whole else labels).tolist())
-        values[known] = codes
-        if len(labels) == 1:
-            found = f"all {len(codes)} values are {self.labels_[head][0]!r}"
-            self._note(f"head {self.names_[head]!r}: {found} in the training rows, so its prediction is constant")
-        if self.class_weight == "balanced":
-            share = np.bincount(codes, weights=own[known])
-            own[known] *= (own.sum() / (len(share) * share))[codes]
-        return values, own
-
-    def _kind(self, head: int, labels: NDArray[Any]) -> str:
-        """Return a target's kind, found from its values where nobody said it."""
-        if self.kinds_[head] == "auto":
-            number = labels.dtype.kind in "iuf"
-            whole = number and np.isfinite(labels.astype(float)).all() and (labels == np.round(labels)).all()
-            if number and not (whole and len(labels) <= _MOST_CLASSES):
-                self.kinds_[head] = "regression"
-            else:
-                self.kinds_[head] = "binary" if len(labels) <= 2 else "multiclass"
-        return self.kinds_[head]
 
     def _fit(self, training: Training) -> None:
         (monitor,) = inner_splits(self, training, fraction=self.validation_fraction, members=1, seed=self.random_state)
@@ -328,7 +181,7 @@ class MultiHead(Head):
     def _probes(self) -> list[Probe]:
         settings, probes = self.settings(), []
         for name, kind, labels in zip(self.names_, self.kinds_, self.labels_, strict=True):
-            own = settings.get(name, HeadSettings())
+            own = settings.get(name, ProbeSettings())
             loss = own.loss or _LOSSES[kind][0]
             if loss not in _LOSSES[kind]:
                 raise HeadError(
@@ -354,24 +207,6 @@ class MultiHead(Head):
 def _outputs(kind: str, labels: list[Any]) -> int:
     """Return the number of logits of a target: one for a number and for two classes."""
     return 1 if kind == "regression" or len(labels) == 2 else len(labels)
-
-
-def _as_numbers(column: NDArray[Any]) -> NDArray[Any]:
-    """Return a column of numbers as floats, NaN where missing; any other as it is."""
-    values = column.tolist()
-    if all(value is None or isinstance(value, Real | np.bool_) for value in values):
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    return column
-
-
-def _finite(name: str, column: NDArray[Any]) -> NDArray[np.float64]:
-    try:
-        values = column.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise HeadError(f"{name}: its values are not numbers: {error}") from error
-    if not np.isfinite(values).all():
-        raise HeadError(f"{name}: {INFINITE}")
-    return values
 
 
 HEADS = (MultiHead,)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from data.task import Kind, Task
 from heads.artifact import load_bundle, save_bundle
 from heads.base import HeadWarning
 from heads.context import Context
@@ -251,8 +252,9 @@ def test_kinds_are_found_or_told() -> None:
     assert head.kinds_ == ["binary", "multiclass", "regression", "regression"]
     assert head.names_ == ["target 0", "target 1", "target 2", "target 3"]
     assert head.predict(X).dtype == np.float64
-    told = Context(targets=(("a", "regression"), ("b", "regression"), ("c", "regression"), ("d", "multiclass")))
-    assert MultiHead(max_epochs=1).fit(X, y, context=told).kinds_ == [kind for _, kind in told.targets]
+    kinds: list[Kind] = ["regression", "regression", "regression", "multiclass"]
+    told = Context(targets=tuple(Task(kind=kind, targets=(name,)) for name, kind in zip("abcd", kinds, strict=True)))
+    assert MultiHead(max_epochs=1).fit(X, y, context=told).kinds_ == kinds
 
 
 def test_a_bundle_predicts_the_same(tmp_path: Path) -> None:
@@ -308,7 +310,9 @@ def test_refusals() -> None:
     refused("no value of age in the training rows", HEADS, nothing)
     refused("training diverged", HEADS, y, lr=1e30, validation_fraction=0.0, schedule="constant", batch_size=5)
     with pytest.raises(HeadError, match="heads names 'ages', which is no target; did you mean 'age'"):
-        MultiHead(heads={"ages": {}}).fit(X, y[:, 4], context=Context(targets=(("age", "regression"),)))
+        MultiHead(heads={"ages": {}}).fit(
+            X, y[:, 4], context=Context(targets=(Task(kind="regression", targets=("age",)),))
+        )
 
 
 def test_settings_come_as_a_file_or_on_one_line(tmp_path: Path) -> None:
