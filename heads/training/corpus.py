@@ -30,8 +30,10 @@ class Corpus:
         self.features, self.number = features, fold.number
         self.train = torch.from_numpy(fold.train.astype(np.int64))
         self.targets, self.weights = targets.of(fold)
-        self.shift = None if fold.shift is None else as_tensor(fold.shift, device).float()
-        self.scale = None if fold.scale is None else as_tensor(fold.scale, device).float()
+        # In the precision of the features, or a spread that is small beside the mean would be lost.
+        exact = torch.float64 if features.dtype == torch.float64 else torch.float32
+        self.shift = None if fold.shift is None else as_tensor(fold.shift, device).to(exact)
+        self.scale = None if fold.scale is None else as_tensor(fold.scale, device).to(exact)
         # Rows are drawn by weight, or all are taken in a random order.
         self.chance = None if fold.chance is None else torch.from_numpy(np.cumsum(fold.chance / fold.chance.sum()))
 
@@ -56,6 +58,10 @@ class Corpus:
 
     def features_of(self, rows: Tensor, out: Tensor) -> None:
         """Write the features of some rows to a tensor (b, d)."""
+        if self.features.dtype == torch.float64:
+            x = self.features[rows] if self.shift is None else self.features[rows] - self.shift
+            out.copy_(x if self.scale is None else x / self.scale)
+            return
         if self.features.dtype == out.dtype:
             torch.index_select(self.features, 0, rows, out=out)
         else:

@@ -135,6 +135,17 @@ def test_shift_and_scale_equal_standardised_features(data):
     np.testing.assert_array_equal(inside.state["0.weight"], outside.state["0.weight"])
 
 
+def test_features_of_double_precision_are_standardised_as_such(data):
+    X, y = data
+    far = X.astype(np.float64) + 1e8
+    fold = replace(folds_of()[0], shift=far.mean(axis=0), scale=far.std(axis=0))
+    near = replace(folds_of()[0], shift=X.astype(np.float64).mean(axis=0), scale=X.astype(np.float64).std(axis=0))
+    architecture = Perceptron(inputs=D, outputs=C, hidden=(8,))
+    one = train_one(architecture, far, y, fold=fold, recipe=Recipe(), regime=REGIME)
+    other = train_one(architecture, X.astype(np.float64), y, fold=near, recipe=Recipe(), regime=REGIME)
+    np.testing.assert_allclose(one.state["0.weight"], other.state["0.weight"], atol=1e-4)
+
+
 def test_missing_labels_are_masked(data):
     X, _ = data
     rng = np.random.default_rng(1)

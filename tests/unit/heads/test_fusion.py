@@ -15,9 +15,11 @@ from heads.artifact import load_bundle, save_bundle
 from heads.base import HeadWarning
 from heads.context import Context
 from heads.errors import HeadError
+from heads.estimators import _network
 from heads.estimators.concat_fusion import ConcatFusionClassifier, ConcatFusionRegressor
 from heads.estimators.prompt_similarity import PromptSimilarityClassifier
 from heads.estimators.weighted_sum import WeightedSumClassifier
+from heads.many import Job, fit_many
 from heads.size import n_parameters
 from heads.training import optimizer
 from heads.training.fusion import Blocks
@@ -32,6 +34,15 @@ PUBLISHED: dict[str, Any] = {
     "logit_shifts": True,
     "standardize": False,
     "members": 1,
+}
+PUBLISHED_TRAINING: dict[str, Any] = {
+    "prompt_branch": "full",
+    "optimizer": "adam",
+    "lr": 3e-4,
+    "weight_decay": 1e-4,
+    "schedule": "plateau",
+    "plateau_factor": 0.2,
+    "batch_size": 32,
 }
 PUBLISHED_CONCAT = {**PUBLISHED, "branch_hidden": (256,), "prompt_hidden": (512, 256), "prompt_norm": "batch"}
 PUBLISHED_SUM = {**PUBLISHED, "hidden": (512, 256)}
@@ -82,7 +93,7 @@ def test_the_published_forms_have_the_published_number_of_parameters(made, param
     rng = np.random.default_rng(0)
     X, y = unit_rows(rng, 20, 768), (np.arange(20)[:, None] % np.arange(2, 16) == 0).astype(float)
     context = Context(blocks=(768,), prompts=unit_rows(rng, 14, 768))
-    full = made(**params, prompt_branch="full", max_epochs=1, validation_fraction=0.0).fit(X, y, context=context)
+    full = made(**params, **PUBLISHED_TRAINING, max_epochs=1, validation_fraction=0.0).fit(X, y, context=context)
     assert n_parameters(full) == parameters
     collapsed = made(**params, max_epochs=1, validation_fraction=0.0).fit(X, y, context=context)
     width = full.weights_["prompt.0.weight"].shape[-1]
@@ -392,6 +403,46 @@ def test_similarity_to_prompts_that_say_nothing_tells_nothing_apart(data):
     untold = PromptSimilarityClassifier(**params).fit(X, y, context=Context(prompts=np.zeros_like(prompts)))
     assert (told.predict(X) == y).mean() > 0.9
     assert np.ptp(untold.predict_proba(X), axis=0).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("made", "shape"),
+    [
+        (ConcatFusionClassifier, {"branch_hidden": (8,), "prompt_hidden": (10, 6)}),
+        (ConcatFusionClassifier, {"branch_hidden": (8,), "prompt_hidden": (6,), "prompt_norm": "batch"}),
+        (WeightedSumClassifier, {"hidden": (8,), "modality_dropout": 0.3}),
+        (PromptSimilarityClassifier, {"branch_hidden": (8,), "width": 6}),
+    ],
+)
+def test_fusions_are_trained_together_as_alone(torn, monkeypatch, made, shape):
+    X, y, prompts = torn
+    context, rows = Context(blocks=(8, 4), prompts=prompts), np.arange(20, 150)
+    settings = [
+        {},
+        {"lr": 1e-2, "clip_norm": 0.5},
+        {"weight_decay": 0.1, "sampler": "weighted"},
+        {"standardize": False},
+    ]
+    calls = []
+    train = _network.train_many
+    monkeypatch.setattr(_network, "train_many", lambda *a, **k: calls.append(len(k["recipes"])) or train(*a, **k))
+    heads = [made(**SMALL, **shape, **each) for each in settings]
+    together = list(fit_many([Job(head, rows) for head in heads], X, y, context=context))
+    assert calls == [len(settings) * SMALL["members"]]
+    for each, head in zip(settings, together, strict=True):
+        alone = made(**SMALL, **shape, **each).fit(X[rows], y[rows], context=context)
+        assert alone.notes_ == head.notes_
+        for name, value in alone.weights_.items():
+            np.testing.assert_array_equal(head.weights_[name], value)
+
+
+def test_collapsed_prompts_are_refused_where_they_would_not_be_exact(data):
+    X, y, prompts = data
+    context, params = Context(prompts=prompts), {**SMALL_CONCAT, "optimizer": "adam"}
+    with pytest.raises(HeadError, match=r"collapsed is not exact where optimizer=adam has weight_decay=0.01; use prom"):
+        ConcatFusionClassifier(**params).fit(X, y, context=context)
+    for allowed in ({"weight_decay": 0.0}, {"prompt_branch": "full"}):
+        assert ConcatFusionClassifier(**params, **allowed).fit(X, y, context=context).prompts_.shape == (3, 20)
 
 
 def test_a_fusion_is_trained_the_same_alone_and_with_other_members(torn):
