@@ -197,14 +197,14 @@ def tune(config: TuneConfig, *, as_json: Json = False) -> None:
 @command(EvaluateConfig, name="evaluate")
 def evaluate(config: EvaluateConfig, *, as_json: Json = False) -> None:
     """Judge a fitted head on labelled samples, with its own thresholds."""
-    from heads.predict import evaluate as evaluate_run
+    from heads.evaluate import evaluate as evaluate_run
     from heads.table import metric_table
 
     with _progress() as progress:
-        result = evaluate_run(config, progress=progress)
+        result = evaluate_run(config, command=_command_line(), progress=progress)
     for warning in result.warnings:
         _say(f"warning: {warning}")
-    _print(result.to_dict() if as_json else metric_table({result.split: result.metrics}))
+    _print(result.to_dict() if as_json else metric_table({result.split: {**result.metrics, **result.sets}}))
 
 
 @command(PredictConfig, name="predict")
@@ -214,7 +214,8 @@ def predict(config: PredictConfig, *, as_json: Json = False) -> None:
 
     with _progress() as progress:
         result = predict_run(config, progress=progress)
-    _print(result.to_dict() if as_json else f"{result.rows} predictions written to {config.out}")
+    beside = f", their neighbours to {result.neighbours}" if result.neighbours else ""
+    _print(result.to_dict() if as_json else f"{result.rows} predictions written to {config.out}{beside}")
     _list_failures(result.failures)
     if result.failures:
         raise typer.Exit(PARTLY_FAILED)

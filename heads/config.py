@@ -199,6 +199,13 @@ class PredictConfig(Config):
     bag: str | None = Field(
         default=None, description="column of what is predicted as a whole, such as the study; default: the run's own"
     )
+    neighbours: PositiveInt | None = Field(
+        default=None, description="list so many nearest training samples of each sample, in OUT's name.neighbours.csv"
+    )
+    retrieve: Names = Field(
+        default=(),
+        description="columns of the training manifest to predict from these: the mean of numbers, the commonest word",
+    )
     device: str = Field(default="auto", description="where the encoder runs: auto, cpu, cuda or cuda:<i>")
     batch_size: Literal["auto"] | PositiveInt = Field(default="auto", description="samples per batch")
     workers: Literal["auto"] | PositiveInt = Field(default="auto", description="threads that decode")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from data.digest import digest_json, key_hex
 from data.errors import SplitError
+from data.mixed import stratum_names
 from data.progress import Progress, Silent
 from data.split import make_folds
 from data.task import Task
@@ -137,6 +138,8 @@ def fit_labelled(
     """
     started = time.perf_counter()
     openings = None if config.sealed else open_test_rows(config, data, command)
+    if openings:
+        progress.note(openings.explain())
     fitted = fit_and_predict(config, data, progress)
     decisions, judged = decide(config, data, fitted.judged)
     fitted = replace(fitted, judged=tuple(judged))
@@ -225,7 +228,7 @@ def fit_and_predict(config: FitConfig, data: Labelled, progress: Progress) -> Fi
     """Cross-validate on the training rows, judge val rows by a head of these, and test rows by the final head."""
     train, val, test = data.rows("train"), data.rows("val"), data.rows("test")
     folds = make_folds(
-        data.y[train], data.task.kind, data.groups[train], config.folds, config.seed, classes=data.task.classes
+        data.y[train], data.task.kind, data.groups[train], config.folds, config.seed, classes=stratum_names(data.task)
     )
     _refuse_one_class(data, train, folds.assignment)
     final = np.sort(np.concatenate([train, val])) if config.refit == "train+val" else train

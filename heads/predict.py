@@ -1,6 +1,6 @@
-"""`predict` and `evaluate`: a saved head on new samples.
+"""`predict`: a saved head on new samples.
 
-Both check the features' fingerprints against the bundle's: a head never sees vectors of another
+The features' fingerprints are checked against the bundle's: a head never sees vectors of another
 encoder than the one it was fitted on.
 """
 
@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data.digest import key_bytes
-from data.errors import ConfigError, LeakageError, SplitError
+from data.errors import ConfigError
 from data.manifest import Manifest
 from data.progress import Progress, Silent
 from data.sources import read_manifest
@@ -27,16 +25,24 @@ from featurestore.config import ExtractConfig
 from featurestore.errors import FingerprintMismatch
 from featurestore.extract import extract
 from featurestore.store import FeatureStore
-from heads.artifact import Bundle, load_bundle
-from heads.config import EvaluateConfig, PredictConfig
+from heads.artifact import Bundle
+from heads.config import PredictConfig
+from heads.decisions import Answering
 from heads.inputs import Inputs, input_column
-from heads.labelled import Labelled, join_features, label
-from heads.metrics import evaluate as evaluate_metrics
-from heads.prompts import refuse_other_classes
+from heads.neighbours import (
+    TrainingSamples,
+    check_columns,
+    nearest,
+    neighbour_columns,
+    one_each,
+    retrieved_columns,
+    training_samples,
+)
 from heads.record import RunRecord
-from heads.run import prediction_columns, read_trained, write_table
-from heads.samples import encode_samples, samples_of
-from heads.scoring import answers, class_probabilities, scores_of
+from heads.run import prediction_columns, raw_columns, region_columns, write_table
+from heads.samples import samples_of
+from heads.saved import join_inputs, load_head
+from heads.scoring import Scores, answers, class_probabilities, scores_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,37 +57,14 @@ class Predictions:
         The CSV file.
     failures
         Samples without a prediction: id, source, kind, message.
+    neighbours
+        The CSV file of their nearest training samples; None if they were not asked for.
     """
 
     rows: int
     out: str
     failures: tuple[Mapping[str, str], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON-ready values."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What `evaluate` found.
-
-    Attributes
-    ----------
-    run
-        The run directory.
-    split
-        The split that was evaluated; ``all`` if the whole manifest was.
-    metrics
-        As in a record: metric to value and interval.
-    warnings
-        What the reader must know, such as samples shared with the training rows.
-    """
-
-    run: str
-    split: str
-    metrics: Mapping[str, Any]
-    warnings: tuple[str, ...]
+    neighbours: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready values."""
@@ -106,124 +89,86 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
     progress = progress or Silent()
     if config.out.exists() and config.out.is_dir():
         raise ConfigError(f"--out {config.out}: expected a file to write, found a directory")
-    bundle = _bundle(config.run)
+    if config.retrieve and config.neighbours is None:
+        raise ConfigError("--retrieve reads columns off the nearest training samples; say how many with --neighbours")
+    if config.neighbours is not None and config.store is None:
+        raise ConfigError(
+            "--neighbours needs the features of the training samples; name the store that they are in with --store"
+        )
+    bundle = load_head(config.run)
     task = Task.from_dict(bundle.task)
     manifest = read_manifest(config.manifest, input=_input_of(config), id=config.id, bag=_bag_of(config, bundle))
+    _refuse_other_modality(config, manifest, bundle)
     with _store_of(config) as store:
+        training = _training(config, bundle, store, progress)
         failures = _encode_missing(config, manifest, bundle, store, progress)
-        inputs = _inputs(manifest, bundle, store, progress)
+        # Extraction has read every key, and said so.
+        inputs = join_inputs(manifest, bundle, store, Silent())
     failures += _without_content(inputs, failures)
     kept, instances, samples = samples_of(inputs.manifest, inputs.keys, np.arange(len(inputs.manifest)))
-    scores = scores_of(bundle.head, instances.packed(inputs.X[kept]), task)
-    predicted = answers(scores, task, _thresholds(bundle))
-    columns = {"id": list(samples.ids)}
-    columns |= prediction_columns(task, class_probabilities(scores, task), predicted)
+    X = instances.packed(inputs.X[kept])
+    columns = {
+        "id": list(samples.ids),
+        **_answer_columns(task, Answering.of(bundle, task), scores_of(bundle.head, X, task)),
+    }
+    beside = None
+    if training is not None and config.neighbours is not None:
+        found = nearest(one_each(X), training.X, config.neighbours, blocks=[block.dim for block in inputs.blocks])
+        columns |= retrieved_columns(training, config.retrieve, found)
+        beside = config.out.with_name(f"{config.out.stem}.neighbours.csv")
+        _write(beside, neighbour_columns(samples.ids, training, found))
+    _write(config.out, columns)
+    return Predictions(
+        rows=len(samples), out=str(config.out), failures=tuple(failures), neighbours=str(beside) if beside else None
+    )
+
+
+def _answer_columns(task: Task, answering: Answering, raw: Scores) -> dict[str, list[str]]:
+    """Return what a head's scores mean: as in the run's own predictions, calibrated, with sets where it makes any."""
+    scores = answering.calibrated(raw)
+    columns = prediction_columns(task, class_probabilities(scores, task), answers(scores, task, answering.cuts))
+    regions = answering.regions(scores)
+    if regions is not None:
+        columns |= region_columns(task, regions)
+    if answering.recalibration is not None:
+        columns |= raw_columns(task, class_probabilities(raw, task))
+    return columns
+
+
+def _training(config: PredictConfig, bundle: Bundle, store: FeatureStore, progress: Progress) -> TrainingSamples | None:
+    """Return the training samples, if neighbours were asked for; before anything is encoded, as they may be gone."""
+    if config.neighbours is None:
+        return None
+    training = training_samples(config.run, bundle, store, progress)
+    check_columns(training, config.retrieve)
+    return training
+
+
+def _write(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
     try:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        write_table(config.out, columns)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_table(path, columns)
     except OSError as error:
-        raise ConfigError(f"--out {config.out}: cannot be written: {error.strerror}") from error
-    return Predictions(rows=len(samples), out=str(config.out), failures=tuple(failures))
+        raise ConfigError(f"--out {path}: cannot be written: {error.strerror}") from error
 
 
-def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> Evaluation:
-    """Judge a fitted head on the labelled samples of a manifest.
-
-    Parameters
-    ----------
-    config
-        Which run on which samples.
-    progress
-        Told how far the work is.
+def _refuse_other_modality(config: PredictConfig, manifest: Manifest, bundle: Bundle) -> None:
+    """Refuse an input of a modality that the head has no features of.
 
     Raises
     ------
-    FrostlineError
-        If the run, the manifest, the split or the features are wrong.
+    ConfigError
+        If it is one.
     """
-    progress = progress or Silent()
-    bundle, record = _bundle(config.run), RunRecord.read(config.run)
-    task = Task.from_dict(bundle.task)
-    own = record.config
-    column = (config.split_column or own.get("split")) if config.split else None
-    if config.split and column is None:
-        raise SplitError(
-            f"--split {config.split}: {config.run} was fitted without a split column; name one with --split-column"
-        )
-    manifest = read_manifest(
-        config.manifest,
-        input=config.input or own.get("input"),
-        id=config.id or own.get("id"),
-        split=column,
-        group=config.group or own.get("group"),
-        bag=config.bag or own.get("bag"),
+    known = {block["modality"]: block["encoder"] for block in bundle.inputs}
+    if manifest.modality in known:
+        return
+    fitted = " and ".join(f"{modality} features ({encoder})" for modality, encoder in known.items())
+    said = f"--input {config.input}: " if config.input else ""
+    raise ConfigError(
+        f"{said}{manifest.path}: column {manifest.input!r} holds {manifest.modality}, but the head of {config.run} was "
+        f"fitted on {fitted}; name the {' or '.join(known)} column with --input"
     )
-    store = FeatureStore(config.store)
-    inputs = _inputs(manifest, bundle, store, progress)
-    data = label(inputs, task, encode_samples(task, manifest, inputs.manifest), store, progress, need_train=False)
-    rows = data.rows(config.split) if config.split else data.rows("train")
-    if not len(rows):
-        raise SplitError(f"{config.manifest}: column {column!r} has no labelled row of split {config.split!r}")
-    warnings = _trained_on(config, data, rows) if bundle.head.learns_from_rows else []
-    metrics = evaluate_metrics(
-        task.kind,
-        data.y[rows],
-        scores_of(bundle.head, data.X[rows], task),
-        classes=task.classes or task.targets,
-        groups=data.groups[rows],
-        thresholds=_thresholds(bundle),
-        n_boot=config.bootstrap,
-        seed=config.seed,
-        min_positives=int(own.get("min_positives", 1)),
-    )
-    return Evaluation(run=str(config.run), split=config.split or "all", metrics=metrics, warnings=tuple(warnings))
-
-
-def _bundle(run: Path) -> Bundle:
-    """Return the head of a run, refused if its prompts are of other classes than it answers with."""
-    bundle = load_bundle(run / "head")
-    refuse_other_classes(bundle.extra.get("prompts", {}), bundle.task["classes"], where=str(run / "head"))
-    return bundle
-
-
-def _trained_on(config: EvaluateConfig, data: Labelled, rows: NDArray[np.int64]) -> list[str]:
-    """Refuse rows whose content the head was fitted on, or return the refusal as a warning.
-
-    Raises
-    ------
-    LeakageError
-        If there are such rows and that was not allowed.
-    """
-    trained = read_trained(config.run)
-    known = np.array([key_bytes(key) in trained for key in data.instances.keys], dtype=bool)
-    shared = [int(i) for i in rows if known[data.instances.at(np.array([i]))].any()]
-    if not shared:
-        return []
-    examples = ", ".join(data.manifest.ids[i] for i in shared[:3])
-    message = (
-        f"{len(shared)} of the {len(rows)} rows to evaluate are rows that the head of {config.run} was fitted on "
-        f"(e.g. {examples}); such scores say nothing about new data: evaluate other rows, or accept that with "
-        f"--allow-leakage"
-    )
-    if not config.allow_leakage:
-        raise LeakageError(f"{config.manifest}: {message}")
-    return [message]
-
-
-def _inputs(manifest: Manifest, bundle: Bundle, store: FeatureStore, progress: Progress) -> Inputs:
-    """Join the very features that a bundle was fitted on, known by their fingerprints."""
-    names = tuple(f"{block['encoder']}@{block['fingerprint'][:16]}" for block in bundle.inputs)
-    inputs = join_features(
-        manifest,
-        store,
-        names,
-        pooling=None,
-        precision=None,
-        normalize=bundle.extra.get("normalize", "none"),
-        progress=progress,
-    )
-    bundle.check_inputs([block.fingerprint for block in inputs.blocks])
-    return inputs
 
 
 def _encode_missing(
@@ -294,9 +239,3 @@ def _bag_of(config: PredictConfig, bundle: Bundle) -> str | None:
         return config.bag
     own: str | None = bundle.extra.get("bag")
     return own
-
-
-def _thresholds(bundle: Bundle) -> Sequence[float] | float:
-    """Return a bundle's thresholds, one per label; a task without labels has none, and needs none."""
-    values: Sequence[float] = bundle.extra["thresholds"]
-    return values or 0.5

@@ -40,31 +40,41 @@ def paint(path: Path, rng: np.random.Generator, bright: int) -> None:
     Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
+def paint_set(folder: Path, n: int, classes: int, seed: int = 0) -> Path:
+    """Write n pictures of some classes with a manifest: id, path, label, split, patient, score, note."""
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, object]] = []
+    for i in range(n):
+        label = i % classes
+        paint(folder / "images" / f"{i}.png", rng, label)
+        patient = i // (2 * classes)
+        split = ("train", "train", "val", "test")[patient % 4]
+        rows.append(
+            {
+                "id": f"s{i:03d}",
+                "path": f"images/{i}.png",
+                "label": ("left", "right", "lower")[label],
+                "split": split,
+                "patient": f"p{patient}",
+                "score": round(label + 0.1 * rng.normal(), 3),
+                "note": f"note number {i} of patient {patient}",
+            }
+        )
+    return write_csv(folder / "manifest.csv", rows)
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Callable[..., Path]:
-    """Write n pictures of some classes with a manifest: id, path, label, split, patient, score, note."""
+    """Write a picture set for one test."""
 
     def write(n: int = 48, classes: int = 2, seed: int = 0) -> Path:
-        folder = tmp_path / f"pictures{n}-{classes}-{seed}"
-        (folder / "images").mkdir(parents=True)
-        rng = np.random.default_rng(seed)
-        rows: list[dict[str, object]] = []
-        for i in range(n):
-            label = i % classes
-            paint(folder / "images" / f"{i}.png", rng, label)
-            patient = i // (2 * classes)
-            split = ("train", "train", "val", "test")[patient % 4]
-            rows.append(
-                {
-                    "id": f"s{i:03d}",
-                    "path": f"images/{i}.png",
-                    "label": ("left", "right", "lower")[label],
-                    "split": split,
-                    "patient": f"p{patient}",
-                    "score": round(label + 0.1 * rng.normal(), 3),
-                    "note": f"note number {i} of patient {patient}",
-                }
-            )
-        return write_csv(folder / "manifest.csv", rows)
+        return paint_set(tmp_path / f"pictures{n}-{classes}-{seed}", n, classes, seed)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def shared_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of 96 pictures of three classes that no test changes."""
+    return paint_set(tmp_path_factory.mktemp("shared") / "pictures", 96, 3)

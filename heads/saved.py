@@ -1,0 +1,46 @@
+"""A saved head, ready for new samples: loaded from its run, and given the very features that it was fitted on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.manifest import Manifest
+from data.progress import Progress
+from featurestore.store import FeatureStore
+from heads.artifact import Bundle, load_bundle
+from heads.errors import RunError
+from heads.inputs import Inputs
+from heads.labelled import join_features
+from heads.prompts import refuse_other_classes
+
+
+def load_head(run: Path) -> Bundle:
+    """Return the head of a run.
+
+    Raises
+    ------
+    FrostlineError
+        If there is no run, its head is damaged, or its prompts are of other classes than it answers with.
+    """
+    if not run.is_dir():
+        what = "is a file" if run.exists() else "does not exist"
+        raise RunError(f"{run}: {what}; expected a run directory, as `frostline fit-head ... --out RUN` writes it")
+    bundle = load_bundle(run / "head")
+    refuse_other_classes(bundle.extra.get("prompts", {}), bundle.task["classes"], where=str(run / "head"))
+    return bundle
+
+
+def join_inputs(manifest: Manifest, bundle: Bundle, store: FeatureStore, progress: Progress) -> Inputs:
+    """Join the very features that a bundle was fitted on, known by their fingerprints."""
+    names = tuple(f"{block['encoder']}@{block['fingerprint'][:16]}" for block in bundle.inputs)
+    inputs = join_features(
+        manifest,
+        store,
+        names,
+        pooling=None,
+        precision=None,
+        normalize=bundle.extra.get("normalize", "none"),
+        progress=progress,
+    )
+    bundle.check_inputs([block.fingerprint for block in inputs.blocks])
+    return inputs
