@@ -11,7 +11,9 @@ import pytest
 from data.split import holdout
 from heads.base import HeadWarning
 from heads.errors import HeadError
+from heads.estimators import _gbm
 from heads.estimators.gbm import GBMClassifier, GBMRegressor
+from heads.many import Job, fit_many
 
 FEW = {"max_rounds": 40, "members": 2}
 
@@ -145,3 +147,62 @@ def test_parameters_are_checked(data):
     for settings in ({"num_leaves": 1}, {"feature_fraction": 0.0}, {"feature_fraction": "all"}, {"loss": "rmse"}):
         with pytest.raises(HeadError, match=r"gbm: .* is wrong; expected"):
             GBMRegressor(**settings).fit(*data)
+
+
+TRIALS = (
+    {},
+    {"learning_rate": 0.3, "num_leaves": 4, "min_leaf": 40, "l2": 0.1},
+    {"feature_fraction": 0.5, "members": 3, "validation_fraction": 0.0, "max_rounds": 10},
+    {"max_bin": 15},
+    {"random_state": 1, "patience": 2},
+)
+
+
+@pytest.mark.parametrize("target", ["classes", "labels", "values"])
+def test_heads_fitted_in_one_go_equal_those_fitted_alone(data, target):
+    X, y = data
+    labels = np.where(np.arange(600).reshape(300, 2) % 7, np.column_stack([y, 1 - y]), np.nan)
+    values = {"classes": y + (X[:, 0] > 1), "labels": labels, "values": X[:, :2] ** 2}[target]
+    made = GBMRegressor if target == "values" else GBMClassifier
+    groups = np.arange(300) // 2
+    jobs = [Job(made(**FEW | trial), rows) for trial in TRIALS for rows in (np.arange(200), np.arange(100, 300))]
+    for job, head in zip(jobs, fit_many(jobs, X, values, groups=groups), strict=True):
+        alone = made(**job.head.get_params()).fit(X[job.rows], values[job.rows], groups=groups[job.rows])
+        assert head.models_ == alone.models_
+        assert head.best_rounds_ == alone.best_rounds_
+        assert head.history_ == alone.history_
+        np.testing.assert_array_equal(head.predict(X), alone.predict(X))
+
+
+def test_trials_on_the_same_rows_are_binned_once(data, monkeypatch):
+    X, y = data
+    binned = []
+    made = lgb.Dataset
+    monkeypatch.setattr(_gbm.lgb, "Dataset", lambda *a, **k: binned.append(a[0].shape) or made(*a, **k))
+    folds = [np.arange(200), np.arange(50, 300)]
+    jobs = [Job(GBMClassifier(**FEW, learning_rate=rate), rows) for rate in (0.05, 0.1, 0.2) for rows in folds]
+    assert all(isinstance(head, GBMClassifier) for head in fit_many(jobs, X, y))
+    assert sorted(binned) == [(200, 30), (250, 30)]
+
+
+def test_held_out_rows_have_no_say_in_the_bins(data):
+    X, y = data
+    rows = [np.arange(200), np.arange(100, 300)]
+    wild = X.copy()
+    wild[200:] = 1e6 * X[200:] ** 3
+    one, other = (list(fit_many([Job(GBMClassifier(**FEW), own) for own in rows], each, y)) for each in (X, wild))
+    assert one[0].models_ == other[0].models_
+    assert one[1].models_ != other[1].models_
+
+
+def test_a_head_that_cannot_be_fitted_leaves_the_others_alone(data):
+    X, y = data
+    rows = np.arange(200)
+    jobs = [Job(GBMClassifier(**FEW, **each), rows) for each in ({}, {"num_leaves": 1}, {"l2": 1.0})]
+    jobs.append(Job(GBMClassifier(**FEW), np.flatnonzero(y)))
+    first, wrong, third, alike = fit_many(jobs, X, y)
+    assert isinstance(wrong, HeadError)
+    assert "num_leaves" in str(wrong)
+    assert isinstance(alike, HeadError)
+    assert first.models_ == GBMClassifier(**FEW).fit(X[rows], y[rows]).models_
+    assert third.models_ == GBMClassifier(**FEW, l2=1.0).fit(X[rows], y[rows]).models_
