@@ -16,9 +16,9 @@
       - linear
       - {label: wide mlp, head: mlp, set: {hidden: [512]}}
 
-A data set may name ``encoders`` and ``heads`` of its own. ``${NAME}`` is a variable of the environment;
-paths are relative to the file's folder. Prompt options reach the heads that learn from prompts, and each of
-these gets controls beside it: prompts of zeros, and prompts of other classes.
+A data set may name ``encoders`` and ``heads`` of its own, and an encoder ``heads``. ``${NAME}`` is a variable
+of the environment; paths are relative to the file's folder. Prompt options reach the heads that learn from
+prompts, and each of these gets controls beside it: prompts of zeros, and prompts of other classes.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ COMMON = (
 """Options that cells must share to be judged on the same rows and folds."""
 PRIOR, BASELINE = "prior", "zero_shot"
 CONTROLS = ("zero", "shuffled")
+Heads = list[tuple[str, dict[str, Any]]]
+"""Heads by label, with their options."""
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -177,22 +179,26 @@ def _cells(
         if not chosen["encoders"]:
             raise ConfigError(f"{at}: no encoder is named; add --encoder, or the key 'encoders'")
         shared = {**for_all, **_options(options, root, at)}
-        encoders = [_encoder(entry, root, at) for entry in _entries(chosen["encoders"], f"{at}: encoders")]
-        heads = [_head(entry, root, at) for entry in _entries(chosen["heads"], f"{at}: heads")]
+        heads = _heads(chosen["heads"], root, at)
+        encoders = [
+            (*_encoder(entry, root, at), heads if config.head else _own_heads(entry, root, at) or heads)
+            for entry in _entries(chosen["encoders"], f"{at}: encoders")
+        ]
         place = {"out": config.out}
         # What the prior says does not depend on features: it has one row, whoever names it.
-        priors = [entry for entry in heads if entry[1]["head"] == PRIOR]
-        for head, of_head in priors or ([] if config.no_baselines else [(PRIOR, {"head": PRIOR})]):
+        priors = {head: of_head for *_, own in encoders for head, of_head in own if of_head["head"] == PRIOR}
+        added = {} if config.no_baselines else {PRIOR: {"head": PRIOR}}
+        for head, of_head in (priors or added).items():
             yield _cell(data, "", head, {**shared, **encoders[0][1], **of_head, **place}, at, baseline=not priors)
-        for encoder, of_encoder in encoders:
-            for head, of_head in heads:
+        for encoder, of_encoder, own in encoders:
+            for head, of_head in own:
                 if of_head["head"] != PRIOR:
                     values = {**shared, **of_encoder, **of_head, **place}
                     cell = _cell(data, encoder, head, values, at, explicit=of_head)
                     yield cell
                     if not config.no_controls:
                         yield from _controls(cell)
-            if not config.no_baselines and all(of_head["head"] != BASELINE for _, of_head in heads):
+            if not config.no_baselines and all(of_head["head"] != BASELINE for _, of_head in own):
                 yield _zero_shot(data, encoder, {**shared, **of_encoder, **place}, at)
 
 
@@ -245,13 +251,22 @@ def _encoder(entry: Any, root: Path, where: str) -> tuple[str, dict[str, Any]]:
     """Return the label and the options of an encoder, or of several joined."""
     if isinstance(entry, str):
         return entry, {"encoder": tuple(entry.split("+"))}
-    options = dict(entry)
+    options = {key: value for key, value in entry.items() if key != "heads"}
     name = options.pop("name", None)
     encoder = options.pop("encoder", None)
     if not encoder:
         raise ConfigError(f"{where}: an encoder of the suite has no key 'encoder': {dict(entry)}")
     ids = tuple(encoder.split("+")) if isinstance(encoder, str) else tuple(encoder)
     return str(name or "+".join(ids)), {**_options(options, root, where), "encoder": ids}
+
+
+def _own_heads(encoder: Any, root: Path, where: str) -> Heads:
+    """Return the heads that an encoder of the suite names for itself."""
+    return [] if isinstance(encoder, str) or "heads" not in encoder else _heads(encoder["heads"], root, where)
+
+
+def _heads(entries: Any, root: Path, where: str) -> Heads:
+    return [_head(entry, root, where) for entry in _entries(entries, f"{where}: heads")]
 
 
 def _head(entry: Any, root: Path, where: str) -> tuple[str, dict[str, Any]]:

@@ -69,6 +69,19 @@ def test_options_reach_the_cells_that_they_are_for(tmp_path) -> None:
     assert suite.config.repeats == 2
 
 
+def test_a_data_set_and_an_encoder_may_have_heads_of_their_own(tmp_path) -> None:
+    data = {"one": DATA["pictures"], "two": {**DATA["pictures"], "heads": ["knn"]}}
+    encoders = ["a", {"encoder": "a+b", "heads": ["linear", "concat_fusion"]}]
+    suite = suite_of(tmp_path, {"datasets": data, "encoders": encoders, "heads": ["mlp"], "no_baselines": True})
+    joined = [("a+b", "linear"), ("a+b", "concat_fusion")]
+    assert names_of(suite) == [
+        *(("one", *cell) for cell in [("a", "mlp"), *joined]),
+        *(("two", *cell) for cell in [("a", "knn"), *joined]),
+    ]
+    suite = suite_of(tmp_path, {"datasets": data, "encoders": encoders, "no_baselines": True}, head=("svm",))
+    assert {cell.head for cell in suite.cells} == {"svm"}
+
+
 def test_flags_win_over_the_file(tmp_path) -> None:
     content = {"datasets": DATA, "encoders": ["a"], "heads": ["linear"], "folds": 3}
     suite = suite_of(tmp_path, content, encoder=("b",), head=("knn", "mlp"), folds=4)
