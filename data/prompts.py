@@ -89,7 +89,8 @@ def make_prompts(classes: Sequence[str], *, templates: Sequence[str] = (), file:
     Raises
     ------
     ConfigError
-        If a template has no placeholder, the file is wrong or names no class of the task, or a class has no prompt.
+        If a template has no placeholder, the file is wrong or names no class of the task, or a class has no prompt, or
+        no word in its name to make one of.
     """
     told = _File() if file is None else _read(file, classes)
     positive = tuple(templates) or told.templates or TEMPLATES
@@ -98,7 +99,8 @@ def make_prompts(classes: Sequence[str], *, templates: Sequence[str] = (), file:
     _require_placeholder(negative, f"{file}: negative_templates")
     both: dict[str, list[tuple[str, ...]]] = {"positive": [], "negative": []}
     for name in classes:
-        finding, own = told.names.get(name, clean_name(name)), told.classes.get(name)
+        own = told.classes.get(name)
+        finding = told.names.get(name) or (_word(name) if own is None else clean_name(name))
         sides = {"positive": positive, "negative": negative} if own is None else own
         for side, texts in both.items():
             texts.append(tuple(_rendered(template, finding, name) for template in sides[side]))
@@ -109,6 +111,16 @@ def _negated(templates: tuple[str, ...]) -> tuple[str, ...]:
     if templates == TEMPLATES:
         return NEGATIVE_TEMPLATES
     return tuple(template.replace(PLACEHOLDER, f"no {PLACEHOLDER}") for template in templates)
+
+
+def _word(name: str) -> str:
+    """Return what a template says of a class that nobody named: its name, unless that is a code such as ``0``."""
+    if not any(character.isalpha() for character in name):
+        raise ConfigError(
+            f"class {name!r} is no word that a prompt could be made of; say what it means in a file: "
+            f"--prompts FILE with names: {{{name!r}: ...}}"
+        )
+    return clean_name(name)
 
 
 def _rendered(template: str, finding: str, name: str) -> str:

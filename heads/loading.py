@@ -7,17 +7,21 @@ from typing import Any
 import numpy as np
 
 from data.errors import LeakageError, SplitError, TaskError
+from data.manifest import Manifest
+from data.mixed import read_mixed
 from data.progress import Progress
 from data.sources import read_manifest
 from data.subset import balanced_subset
-from data.task import count_classes, read_task
+from data.task import Task, count_classes, read_task
 from featurestore.store import FeatureStore
 from heads.bags import Bags
 from heads.base import Head
-from heads.catalog import make_head
+from heads.catalog import head_classes, make_head
 from heads.config import FitConfig, FittingConfig
 from heads.errors import HeadError
+from heads.inputs import find_features
 from heads.labelled import Labelled, join_features, label
+from heads.mixed import MixedHead
 from heads.prompts import load_prompts, refuse_unaligned
 from heads.samples import encode_samples
 from heads.thresholds import parse_rule
@@ -31,7 +35,7 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     manifest = read_manifest(
         config.manifest, input=config.input, id=config.id, split=config.split, group=config.group, bag=config.bag
     )
-    task, _ = read_task(manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive)
+    task = _task_of(config, manifest)
     # A wrong parameter is found before any file is read.
     parse_rule(config.threshold)
     head = make_head(config.head, task.kind, config.set, config.seed)
@@ -40,6 +44,8 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     if config.prompt_encoder is not None and not (head.needs_prompts or head.uses_prompts):
         raise HeadError(f"--prompt-encoder: head {head.name} learns nothing from prompts; leave it out")
     store = FeatureStore(config.store)
+    # An encoder that the store knows nothing of is refused before that of the prompts is loaded.
+    find_features(store, config.encoder, pooling=config.pooling, precision=config.precision, modality=manifest.modality)
     # Before the features are found: where the prompts join them in the store, a second run finds the same snapshot.
     prompts = load_prompts(config, task, store, progress, seed=config.seed)
     inputs = join_features(
@@ -57,6 +63,31 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     if config.sealed and not len(data.rows("test")):
         raise SplitError(f"--sealed: {config.manifest} has no test rows to leave sealed; name the split with --split")
     return data
+
+
+def _task_of(config: FitConfig, manifest: Manifest) -> Task:
+    """Return what is to be predicted: one task, or for a head of mixed tasks one per target."""
+    if all("mixed" not in made.kinds for made in head_classes(config.head)):
+        task, _ = read_task(
+            manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive
+        )
+        return task
+    head = make_head(config.head, "mixed", config.set, config.seed)
+    assert isinstance(head, MixedHead)  # it learns mixed tasks
+    head.check_names(config.target)
+    unfit = {
+        "--positive": config.positive is not None,
+        "--calibration": config.calibration != "none",
+        "--coverage": config.coverage is not None,
+    }
+    for option, given in unfit.items():
+        if given:
+            raise HeadError(
+                f"{option}: is for a task with one target or kind, and {config.head} has several; leave it out"
+            )
+    kinds = {name: settings.kind for name, settings in head.settings().items() if settings.kind != "auto"}
+    task, _ = read_mixed(manifest, config.target, kind=config.kind, kinds=kinds)
+    return task
 
 
 def gate(data: Labelled, *, allow: bool) -> list[str]:

@@ -20,6 +20,7 @@ from heads.config import ZeroShotConfig
 from heads.decisions import Decisions
 from heads.errors import HeadError
 from heads.fit import Fitted, Judged, head_remarks, open_test_rows, write_judged
+from heads.inputs import find_features
 from heads.labelled import Labelled, join_features, label
 from heads.prompts import load_prompts, refuse_unaligned
 from heads.record import RunRecord
@@ -87,7 +88,10 @@ def load(config: ZeroShotConfig, progress: Progress) -> Labelled:
     task, _ = read_task(manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive)
     make_head(HEAD, task.kind, config.set, config.seed)
     store = FeatureStore(config.store)
-    options = config.model_copy(update={"prompt_encoder": config.prompt_encoder or _own_text_tower(config.encoder[0])})
+    own = _own_text_tower(config.encoder[0])
+    # An encoder that the store knows nothing of is refused before it would be loaded for the prompts.
+    find_features(store, config.encoder, pooling=config.pooling, precision=config.precision, modality=manifest.modality)
+    options = config.model_copy(update={"prompt_encoder": config.prompt_encoder or own})
     prompts = load_prompts(options, task, store, progress, seed=config.seed)
     assert prompts is not None  # there is an encoder
     inputs = join_features(

@@ -20,11 +20,11 @@ def texts(frostline, toy_text, tmp_path) -> tuple[Path, Path, Path]:
     manifest, store, prompts = tmp_path / "texts.csv", tmp_path / "store", tmp_path / "prompts.yaml"
     with manifest.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["id", "text", "label", "split", "degrees"])
+        table.writerow(["id", "text", "label", "split", "degrees", "code"])
         for i in range(24):
             label = ("cold", "hot")[i % 2]
             split = ("train", "train", "val", "test")[i // 2 % 4]
-            table.writerow([f"t{i}", TEXTS[label].format(i), label, split, i * 1.5])
+            table.writerow([f"t{i}", TEXTS[label].format(i), label, split, i * 1.5, i % 2])
     prompts.write_text(yaml.safe_dump(FILE))
     assert frostline("extract", manifest, "--store", store, "--encoder", toy_text).code == 0
     return manifest, store, prompts
@@ -108,6 +108,10 @@ def test_errors_are_one_line_and_leave_no_run(frostline, texts, toy_text, tmp_pa
     own, label = ("--encoder", toy_text), ("--target", "label")
     said = {
         "encodes images only": (*label, "--encoder", "offline:efficientnet-lite0"),
+        "no features of 'offline:minilm'": (*label, "--encoder", "offline:minilm"),
+        "no column 'lable'; did you mean 'label'": (*own, "--target", "lable"),
+        "no column 'splits'": (*label, *own, "--split", "splits"),
+        "class '0' is no word": (*own, "--target", "code"),
         "share no space": (*label, *own, "--prompt-encoder", "offline:minilm"),
         "does not say where the class goes": (*label, *own, "--template", "signs of {class}"),
         "the task has no class 'warm'": (*label, *own, "--prompts", wrong),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import ConfigError
-from data.prompts import clean_name, make_prompts
+from data.prompts import TEMPLATES, clean_name, make_prompts
 
 CLASSES = ("Pleural_Effusion", "COPD", "Mass")
 
@@ -128,6 +128,14 @@ def test_what_is_wrong_with_a_file_is_said(file, content: object, message: str) 
 def test_a_template_must_hold_the_placeholder(template: str) -> None:
     with pytest.raises(ConfigError, match=r"--template: .* expected \{finding\} in it"):
         make_prompts(CLASSES, templates=[template])
+
+
+def test_a_code_is_no_word_to_prompt_with(file) -> None:
+    with pytest.raises(ConfigError, match="class '0' is no word"):
+        make_prompts(("0", "1"))
+    named = make_prompts(("0", "1"), file=file({"names": {"0": "no effusion"}, "classes": {"1": ["effusion"]}}))
+    assert named.positive == (tuple(template.format(finding="no effusion") for template in TEMPLATES), ("effusion",))
+    assert make_prompts(("T2",)).positive[0][0] == "signs of T2"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
