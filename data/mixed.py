@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from data.errors import TaskError, did_you_mean
 from data.manifest import Manifest
+from data.split import QUANTILE_BINS
 from data.task import Targets, Task, encode_targets, read_task
 
 PartKind = Literal["binary", "multiclass", "regression"]
@@ -51,6 +52,14 @@ def read_mixed(
     parts = tuple(_read_part(manifest, name, (kinds or {}).get(name, kind)) for name in targets)
     task = Task(kind="mixed", targets=tuple(targets), parts=parts)
     return task, encode_targets(task, manifest)
+
+
+def stratum_names(task: Task) -> tuple[str, ...]:
+    """Return the names of what `data.split` stratifies by: classes of the task, or of each target of a mixed one."""
+    if task.kind != "mixed":
+        return task.classes
+    tenths = tuple(f"tenth {k + 1}" for k in range(QUANTILE_BINS))
+    return tuple(f"{part.targets[0]} {name}" for part in task.parts for name in part.classes or tenths)
 
 
 def _read_part(manifest: Manifest, name: str, kind: str) -> Task:

@@ -11,7 +11,7 @@ The draws are those of ``scipy.stats.bootstrap(method="percentile")`` with the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -128,13 +128,17 @@ class Bootstrap:
         number = {name: i for i, name in enumerate(dict.fromkeys(names))}
         return cls(np.array([number[name] for name in names], dtype=np.intp), len(number), n_boot, seed, level)
 
+    def of_rows(self, rows: NDArray[Any]) -> Bootstrap:
+        """Return the plan for some of the rows, by positions or a mask; it draws the same clusters."""
+        return replace(self, cluster=self.cluster[rows])
+
     def weights(self) -> Iterator[Floats]:
         """Yield the weights: first a row of ones, then the resamples, in chunks of shape (b, n)."""
         n = len(self.cluster)
         yield np.ones((1, n))
         rng = np.random.default_rng(self.seed)
         rows_at_once = max(1, CHUNK // n)
-        own = self.n_clusters == n
+        own = np.array_equal(self.cluster, np.arange(self.n_clusters))
         for start in range(0, self.n_boot, rows_at_once):
             b = min(rows_at_once, self.n_boot - start)
             draws = rng.integers(0, self.n_clusters, size=(b, self.n_clusters))

@@ -78,7 +78,7 @@ def write_plots(run: Path) -> list[Path]:
     try:
         folder.mkdir(exist_ok=True)
         written = []
-        for split, rows in read_predictions(run, task).items():
+        for split, rows in ({} if task.kind == "mixed" else read_predictions(run, task)).items():
             if split in record.metrics:
                 written += _draw_split(folder, split, rows, record)
         losses = _read_losses(run / "history.json")

@@ -14,7 +14,7 @@ from heads.bootstrap import Estimate
 from heads.config import TaskConfig
 from heads.conformal import Regions, judge_regions
 from heads.labelled import Labelled
-from heads.metrics import evaluate
+from heads.per_target import evaluate_task
 from heads.reliability import judge_reliability
 from heads.run import prediction_columns, raw_columns, region_columns, truth_columns
 from heads.scoring import Scores, answers, class_probabilities
@@ -53,11 +53,10 @@ def judge(
     progress.stage("intervals", len(judged))
     metrics = {}
     for part in judged:
-        metrics[part.split] = evaluate(
-            data.task.kind,
+        metrics[part.split] = evaluate_task(
+            data.task,
             data.y[part.rows],
             part.scores,
-            classes=data.task.classes or data.task.targets,
             groups=data.groups[part.rows],
             thresholds=thresholds or 0.5,
             n_boot=config.bootstrap,

@@ -204,7 +204,7 @@ def label(
         groups=_joined(connected, rows)[first],
         group_names=tuple(groups[first].tolist()),
         blocks=inputs.blocks,
-        context=Context(blocks=tuple(block.dim for block in inputs.blocks)),
+        context=Context(blocks=tuple(block.dim for block in inputs.blocks), targets=task.parts),
         leakage=audit(split, groups.tolist(), instances.keys, near, rows.ids, labels=_label_texts(rows, task)),
         dropped=dropped,
     )

@@ -33,6 +33,11 @@ HEADLINE: dict[Kind, tuple[str, ...]] = {
     "multiclass": ("accuracy", "balanced_accuracy", "macro_f1", "macro_roc_auc", "mcc", "ece"),
     "multilabel": ("macro_roc_auc", "macro_average_precision", "macro_f1", "micro_f1", "exact_match", "hamming_loss"),
     "regression": ("mae", "rmse", "r2", "pearson_r", "spearman_r"),
+    "mixed": (
+        *("mean_binary_roc_auc", "mean_binary_average_precision", "mean_binary_balanced_accuracy"),
+        *("mean_multiclass_balanced_accuracy", "mean_multiclass_macro_f1", "mean_multiclass_accuracy"),
+        *("mean_regression_r2", "mean_regression_pearson_r", "mean_regression_spearman_r"),
+    ),
 }
 """The metrics a summary shows, most telling first."""
 
@@ -93,7 +98,7 @@ def evaluate(
         If shapes, label values or scores do not fit the kind.
     """
     plan = Bootstrap.of(len(np.asarray(y_true)), groups, n_boot=n_boot, seed=seed, level=level)
-    metrics = _measure(kind, y_true, scores, classes, thresholds, min_positives, plan)
+    metrics = measure(kind, y_true, scores, classes, thresholds, min_positives, plan)
     drawn = {"level": level, "n_boot": n_boot, "seed": seed, "unit": "sample" if groups is None else "group"}
     return {"n": len(plan.cluster), "n_groups": plan.n_clusters, "bootstrap": drawn, **plan.estimate_all(metrics)}
 
@@ -113,7 +118,7 @@ def replicates(
     What was replicated with one plan belongs together draw by draw: differences and means of such
     series are series of differences and means. See `evaluate` for the parameters.
     """
-    measured = _measure(kind, y_true, scores, classes, thresholds, min_positives, plan)
+    measured = measure(kind, y_true, scores, classes, thresholds, min_positives, plan)
     return {name: value for name, value in measured.items() if isinstance(value, Series)}
 
 
@@ -123,7 +128,7 @@ def estimates(metrics: Mapping[str, Any]) -> dict[str, Estimate]:
     return cast("dict[str, Estimate]", found)
 
 
-def _measure(
+def measure(
     kind: Kind,
     y_true: ArrayLike,
     scores: ArrayLike,
@@ -132,9 +137,10 @@ def _measure(
     min_positives: int,
     plan: Bootstrap,
 ) -> dict[str, Any]:
-    """Return what `evaluate` does, with a `Series` for every metric."""
-    if kind not in HEADLINE:
-        raise HeadError(f"kind: expected one of {', '.join(HEADLINE)}, got {kind!r}")
+    """Return what `evaluate` does but for its counts, with a `Series` for every metric."""
+    kinds = [name for name in HEADLINE if name != "mixed"]
+    if kind not in kinds:
+        raise HeadError(f"kind: expected one of {', '.join(kinds)}, got {kind!r}")
     truth, given = np.asarray(y_true, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if not np.isfinite(given).all():
         raise HeadError(f"scores: expected finite numbers, got {int((~np.isfinite(given)).sum())} that are not")

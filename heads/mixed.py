@@ -17,6 +17,7 @@ from sklearn.utils import Tags
 
 from data.config import Config
 from data.errors import ConfigError, did_you_mean
+from heads.bags import Bags
 from heads.base import INFINITE, ClassWeight, Context, Floats, Head, Training
 from heads.errors import HeadError
 
@@ -60,7 +61,7 @@ class MixedHead(Head, Generic[Settings]):
     class_weight: ClassWeight
 
     @abstractmethod
-    def predict_scores(self, X: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    def predict_scores(self, X: ArrayLike | Bags) -> dict[str, NDArray[np.float64]]:
         """Return each target's scores by name: probabilities (n, C) in the order of `labels_`, or numbers (n,)."""
 
     def __sklearn_tags__(self) -> Tags:
@@ -91,7 +92,7 @@ class MixedHead(Head, Generic[Settings]):
             if name not in names:
                 raise HeadError(f"{self.name}: heads names {name!r}, which is no target; {did_you_mean(name, names)}")
 
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
+    def predict(self, X: ArrayLike | Bags) -> NDArray[Any]:
         """Return the most probable labels and the numbers, shape (n, T): objects where a label is text, else float64.
 
         One-dimensional if y was.

@@ -32,6 +32,7 @@ from data.config import Config
 from data.files import whole_text_file
 from data.task import Task
 from heads.errors import RunError
+from heads.scoring import score_columns
 
 TRAINED = "trained.csv"
 
@@ -115,15 +116,25 @@ def prediction_columns(task: Task, scores: NDArray[np.float64], predicted: NDArr
     task
         The task.
     scores
-        Probabilities (n, C) or (n, T), or values (n,) or (n, T) for regression.
+        Probabilities (n, C) or (n, T), or values (n,) or (n, T) for regression; those of all targets of a mixed task.
     predicted
-        Codes (n,), 0 and 1 of shape (n, T), or the values again.
+        Codes (n,), 0 and 1 of shape (n, T), or the values again; codes and values (n, T) for a mixed task.
 
     Returns
     -------
     dict
-        ``pred`` and ``prob[<class>]``, or ``pred[<target>]`` and ``prob[<target>]`` where there are several targets.
+        ``pred`` and ``prob[<class>]``, or ``pred[<target>]`` and ``prob[<target>]`` where there are several targets;
+        ``pred[<target>]`` and ``prob[<target>=<class>]`` of a mixed task.
     """
+    if task.kind == "mixed":
+        columns: dict[str, list[str]] = {}
+        for j, (part, own) in enumerate(zip(task.parts, score_columns(task), strict=True)):
+            single = part.kind == "regression"
+            said = predicted[:, j] if single else predicted[:, j].astype(np.int64)
+            columns |= _of_part(
+                part, prediction_columns(part, scores[:, own.start] if single else scores[:, own], said)
+            )
+        return columns
     if task.kind == "regression":
         return _per_target("pred", task, predicted)
     if task.kind == "multilabel":
@@ -162,6 +173,15 @@ def raw_columns(task: Task, scores: NDArray[np.float64]) -> dict[str, list[str]]
 
 def truth_columns(task: Task, y: NDArray[Any]) -> dict[str, list[str]]:
     """Return the labels as named text columns; a missing label is empty."""
+    if task.kind == "mixed":
+        codes = np.nan_to_num(y, nan=-1).astype(np.int64)
+        each = enumerate(task.parts)
+        texts = [truth_columns(part, y[:, j] if part.kind == "regression" else codes[:, j]) for j, part in each]
+        return {
+            name: cells
+            for part, own in zip(task.parts, texts, strict=True)
+            for name, cells in _of_part(part, own).items()
+        }
     if task.kind in ("regression", "multilabel"):
         return _per_target("true", task, y)
     return {"true": [task.classes[code] if code >= 0 else "" for code in y]}
@@ -194,6 +214,15 @@ def write_table(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
         table = csv.writer(file)
         table.writerow(columns)
         table.writerows(zip(*columns.values(), strict=True))
+
+
+def _of_part(part: Task, columns: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Return the columns of a target of a mixed task under its name: ``pred[age]``, ``prob[grade=II]``."""
+    (name,) = part.targets
+    return {
+        f"{column}[{name}]" if "[" not in column else column.replace("[", f"[{name}=", 1): cells
+        for column, cells in columns.items()
+    }
 
 
 def _joined(names: Sequence[str], inside: NDArray[np.bool_]) -> list[str]:

@@ -25,6 +25,7 @@ _KINDS = {
     "multiclass": "to tell {n} classes apart",
     "multilabel": "to find {n} labels",
     "regression": "to predict {targets}",
+    "mixed": "{n} targets",
 }
 _FINDINGS = {
     "groups": "Groups in several splits",
@@ -55,7 +56,7 @@ def sentence(record: RunRecord) -> str:
     task, counts = Task.from_dict(record.task), record.counts
     negative, positive = (task.classes[0], task.classes[-1]) if task.classes else ("", "")
     aim = _KINDS[task.kind].format(
-        negative=negative, positive=positive, n=len(task.classes), targets=", ".join(task.targets)
+        negative=negative, positive=positive, n=len(task.classes) or len(task.targets), targets=", ".join(task.targets)
     )
     dims = sum(block["dim"] for block in record.inputs)
     if "folds" not in record.config and record.prompts:
@@ -203,6 +204,8 @@ def _alt(record: RunRecord, split: str, shown: Picture) -> str:
 def per_class_section(record: RunRecord) -> Html:
     """Return the metrics of each class, label or target on the headline split."""
     metrics = record.metrics[record.headline_split]
+    if "per_head" in metrics:
+        return _per_head(record, metrics["per_head"])
     for key, noun in (("per_class", "class"), ("per_label", "label"), ("per_target", "target")):
         if key in metrics:
             each = metrics[key]
@@ -216,6 +219,23 @@ def per_class_section(record: RunRecord) -> Html:
             where = SPLIT_NAMES.get(record.headline_split, record.headline_split).lower()
             return join([element("h3", f"Per {noun}: {where}"), table(head, rows, label=f"Metrics per {noun}")])
     return Html("")
+
+
+def _per_head(record: RunRecord, each: Mapping[str, Any]) -> Html:
+    """Return the headline metrics of each target of a mixed task, a table per kind."""
+    where = SPLIT_NAMES.get(record.headline_split, record.headline_split).lower()
+    parts = [element("h3", f"Per target: {where}")]
+    for kind in dict.fromkeys(found["kind"] for found in each.values()):
+        names = HEADLINE[kind]
+        rows: list[list[Content]] = [
+            [name, f"{found['n']:,}", *(cell(found.get(metric)) for metric in names)]
+            for name, found in each.items()
+            if found["kind"] == kind
+        ]
+        parts.append(
+            table([kind.capitalize(), "Known", *map(metric_name, names)], rows, label=f"Metrics per {kind} target")
+        )
+    return join(parts)
 
 
 _COUNT_NAMES = {"support": "Support", "n_observed": "Known"}
@@ -245,7 +265,7 @@ def data_section(record: RunRecord) -> Html:
 
 
 def _class_row(task: Task, name: str) -> str:
-    return f"with {name}" if task.kind == "regression" else name
+    return f"with {name}" if task.kind in ("regression", "mixed") else name
 
 
 def _share(split: Mapping[str, Any], name: str) -> Html:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from data.errors import did_you_mean
 from data.task import Task
 from heads.errors import HeadError
+from heads.scoring import part_scores
 
 Rule = Literal["youden", "gmean", "sensitivity", "specificity", "half"]
 
@@ -124,14 +125,14 @@ def choose_threshold(
 def choose_thresholds(
     task: Task, y_true: ArrayLike, scores: ArrayLike, *, rule: str = "youden"
 ) -> dict[str, Threshold]:
-    """Return the thresholds of a task: of its positive class (binary), of each label (multilabel), else none.
+    """Return the thresholds of a task: of its positive class, each label or each binary target (mixed), else none.
 
     Parameters
     ----------
     task
         The task; only its kind and classes matter.
     y_true, scores
-        Labels and out-of-fold probabilities, shape (n,) for binary, (n, L) for multilabel.
+        Labels and out-of-fold probabilities, shape (n,) for binary, (n, L) for multilabel; those of a mixed task.
     rule
         In the words of `parse_rule`.
 
@@ -141,6 +142,11 @@ def choose_thresholds(
         If the arguments do not fit.
     """
     name, at = parse_rule(rule)
+    if task.kind == "mixed":
+        own = zip(task.parts, np.asarray(y_true).T, part_scores(np.asarray(scores), task), strict=True)
+        return {
+            part.targets[0]: choose_threshold(y, s, rule=name, at=at) for part, y, s in own if part.kind == "binary"
+        }
     if task.kind not in ("binary", "multilabel"):
         return {}
     labels = task.classes[-1:] if task.kind == "binary" else task.classes

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from scipy.special import expit, softmax
 
+from heads.bags import Bags
 from heads.base import ClassWeight, Count, Fraction, NotNegative, Positive, Range, SearchSpace, Training
 from heads.errors import HeadError
 from heads.losses import LossName
@@ -136,7 +137,7 @@ class MultiHead(MixedHead[ProbeSettings]):
         """Return the parameters worth searching, with their bounds."""
         return {"lr": Range(1e-4, 1e-1, log=True), "weight_decay": Range(1e-4, 1.0, log=True)}
 
-    def predict_scores(self, X: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    def predict_scores(self, X: ArrayLike | Bags) -> dict[str, NDArray[np.float64]]:
         """Return each target's scores by name: probabilities (n, C) in the order of `labels_`, or numbers (n,)."""
         features = self._features(X)
         logits = np.asarray(features, np.float64) @ self.coef_.T.astype(np.float64) + self.intercept_
