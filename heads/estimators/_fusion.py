@@ -109,10 +109,10 @@ class FusionHead(_PerceptronHead):
         """Return hidden layers of the flattened prompts, or None without prompts."""
         if not hasattr(self, "prompts_"):
             return None
-        if collapsed and self.optimizer == "adam" and self.weight_decay:
+        if collapsed and (self.optimizer == "sgd" or (self.optimizer == "adam" and self.weight_decay)):
             raise HeadError(
-                f"{self.name}: prompt_branch=collapsed is not exact where optimizer=adam has "
-                f"weight_decay={self.weight_decay:g}; use prompt_branch=full, optimizer=adamw or weight_decay=0"
+                f"{self.name}: prompt_branch=collapsed is not exact with optimizer={self.optimizer} and "
+                f"weight_decay={self.weight_decay:g}; use prompt_branch=full, or optimizer=adamw"
             )
         layers = HiddenLayers(
             inputs=self.prompts_.size,

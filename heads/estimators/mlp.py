@@ -112,8 +112,8 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
     lr, weight_decay
         Peak learning rate and weight decay.
     optimizer
-        ``adamw``, whose decay is decoupled and spares biases and norms, or ``adam``, whose decay is a
-        penalty of all weights in the gradient.
+        ``adamw``, whose decay is decoupled and spares biases and norms; ``adam``, or ``sgd`` with a
+        momentum of 0.9, whose decay is a penalty of all weights in the gradient.
     clip_norm
         Gradients of a network that are longer than this are scaled down to it; None for as long as they are.
     batch_size

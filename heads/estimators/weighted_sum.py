@@ -60,8 +60,8 @@ class WeightedSumClassifier(_WeightedSum, MLPHeadClassifier):
     prompt_branch
         ``collapsed`` trains the product of the prompts' weights and the prompts, which is all of them that
         training can move, with the same losses at a fraction of the work; ``full`` trains the weights.
-        See `heads.training.fusion`. With the decay of ``adam`` the collapsed form would not be exact, and
-        is refused.
+        See `heads.training.fusion`. With ``sgd`` or the decay of ``adam`` the collapsed form
+        would not be exact, and is refused.
     dropout
         Share of hidden activations dropped in training.
     modality_dropout

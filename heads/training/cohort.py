@@ -16,7 +16,7 @@ from heads.losses import entry_losses, weighted_mean, weighted_sum
 from heads.training.corpus import Corpus, Stream
 from heads.training.course import Course, schedule_factor
 from heads.training.layers import Draws, TrainingPass
-from heads.training.optimizer import Block, StackedAdamW, clipped
+from heads.training.optimizer import Block, StackedOptimizer, clipped
 from heads.training.plan import Recipe, Regime, TrainedModel
 from heads.training.precision import LossScale, autocast
 
@@ -85,7 +85,7 @@ class Cohort:
         keys = list(dict.fromkeys((recipe.seed, recipe.fold) for recipe in recipes))
         self._all_streams = [Stream(seed, corpora[fold]) for seed, fold in keys]
         self._stream_of = [keys.index((recipe.seed, recipe.fold)) for recipe in recipes]
-        self._weights = StackedAdamW(
+        self._weights = StackedOptimizer(
             [architecture.initial(self._all_streams[i].generator("initial")) for i in self._stream_of],
             self._device,
             architecture.lr_factors() if isinstance(architecture, ScaledArchitecture) else None,

@@ -1,4 +1,4 @@
-"""AdamW and Adam over the weights of many models, each with its own learning rate and weight decay."""
+"""AdamW, Adam and SGD over the weights of many models, each with its own learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-Optimizer = Literal["adamw", "adam"]
+Optimizer = Literal["adamw", "adam", "sgd"]
 
+_MOMENTUM: Final = 0.9
 _BETA1: Final = 0.9
 _BETA2: Final = 0.999
 _EPS: Final = 1e-8
@@ -42,13 +43,13 @@ class _Segment:
     factor: float
 
 
-class StackedAdamW:
-    """Weights of G models as rows of one matrix, and AdamW [1]_ over them.
+class StackedOptimizer:
+    """Weights of G models as rows of one matrix, and AdamW [1]_, Adam or SGD with momentum over them.
 
-    Weight decay is decoupled and reaches matrices only: biases, gains and shifts are vectors. That of
-    Adam is added to the gradient, as a penalty of all weights. On a CPU
-    torch's fused kernel makes one pass over each model's weights, elsewhere a few passes are made over
-    those of all models.
+    The weight decay of AdamW is decoupled and reaches matrices only: biases, gains and shifts are
+    vectors. That of Adam and SGD is added to the gradient, as a penalty of all weights. On a CPU torch's
+    fused kernel of Adam makes one pass over each model's weights; else a few passes are made over those
+    of all models.
 
     Parameters
     ----------
@@ -61,9 +62,9 @@ class StackedAdamW:
     block
         Number of models in a block at most; None for all.
     fused
-        Whether to use the fused kernel; None for a CPU only.
+        Whether to use the fused kernel, which SGD does not; None for a CPU only.
     optimizer
-        ``adamw`` or ``adam``.
+        ``adamw``, ``adam``, or ``sgd`` with a momentum of 0.9.
 
     Attributes
     ----------
@@ -88,7 +89,8 @@ class StackedAdamW:
         optimizer: Optimizer = "adamw",
     ) -> None:
         first, factors = initial[0], lr_factors or {}
-        self._penalized = optimizer == "adam"
+        self._rolls = optimizer == "sgd"
+        self._penalized = optimizer != "adamw"
         self._kernel = torch._fused_adam_ if self._penalized else torch._fused_adamw_
         names = sorted(first, key=lambda name: (first[name].ndim < 2, factors.get(name, 1.0)))
         self._shapes = {name: first[name].shape for name in names}
@@ -96,7 +98,7 @@ class StackedAdamW:
         self._decayed = sum(shape.numel() for shape in self._shapes.values() if len(shape) >= 2)
         self._factors = _factor_of_each(self._shapes, factors, device) if factors else None
         self._block = block or len(initial)
-        self._fused = device.type == "cpu" if fused is None else fused
+        self._fused = not self._rolls and (device.type == "cpu" if fused is None else fused)
         rows = [torch.cat([model[name].flatten() for name in names]) for model in initial]
         self._flat = torch.stack(rows).to(device)
         self._mean, self._square = torch.zeros_like(self._flat), torch.zeros_like(self._flat)
@@ -185,11 +187,31 @@ class StackedAdamW:
         gradient = torch.cat([part.flatten(start_dim=1) for part in gradients], dim=1)
         flat, mean, square, steps = (each[block.models] for each in (self._flat, self._mean, self._square, self._steps))
         before = None if valid is None else (flat.clone(), mean.clone(), square.clone(), steps.clone())
-        steps += 1
-        correction1, correction2 = 1 - _BETA1 ** steps[:, None], 1 - _BETA2 ** steps[:, None]
         if self._penalized:
             gradient.addcmul_(flat, weight_decay)
+        if self._rolls:
+            update = mean.mul_(_MOMENTUM).add_(gradient)
+            flat.addcmul_(update if self._factors is None else update * self._factors, -lr)
         else:
+            self._adapt(flat, mean, square, steps, gradient, lr, weight_decay)
+        if valid is not None and before is not None:
+            for now, old in zip((flat, mean, square, steps), before, strict=True):
+                now.copy_(torch.where(valid.reshape(-1, *[1] * (now.ndim - 1)), now, old))
+
+    def _adapt(
+        self,
+        flat: Tensor,
+        mean: Tensor,
+        square: Tensor,
+        steps: Tensor,
+        gradient: Tensor,
+        lr: Tensor,
+        weight_decay: Tensor,
+    ) -> None:
+        """Take Adam's step in place; the gradient serves as scratch memory."""
+        steps += 1
+        correction1, correction2 = 1 - _BETA1 ** steps[:, None], 1 - _BETA2 ** steps[:, None]
+        if not self._penalized:
             flat[:, : self._decayed].mul_(1 - lr * weight_decay)
         mean.lerp_(gradient, 1 - _BETA1)
         square.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
@@ -199,9 +221,6 @@ class StackedAdamW:
         if self._factors is not None:
             update.mul_(self._factors)
         flat.addcmul_(update, lr * (-correction2.sqrt() / correction1))
-        if valid is not None and before is not None:
-            for now, old in zip((flat, mean, square, steps), before, strict=True):
-                now.copy_(torch.where(valid.reshape(-1, *[1] * (now.ndim - 1)), now, old))
 
     def _allocate(self) -> None:
         """Make the views of the models that are there."""

@@ -28,7 +28,7 @@ from heads.losses import entry_losses, weighted_sum
 from heads.training.corpus import as_tensor
 from heads.training.course import Course, schedule_factor
 from heads.training.draws import generator_of
-from heads.training.optimizer import StackedAdamW
+from heads.training.optimizer import StackedOptimizer
 from heads.training.plan import Fold, Recipe, Regime, Rows, TrainedModel
 from heads.training.pooling import BagNetwork
 from heads.training.segments import Packed, packed
@@ -175,7 +175,7 @@ class _Trainer:
         self._regime, self._sampling, self._budget = regime, sampling, budget
         self._device = data.features.device
         self._steps = -(-len(fold.train) // regime.batch_size)
-        self._optimizer = StackedAdamW([network.initial(self._generator("initial"))], self._device)
+        self._optimizer = StackedOptimizer([network.initial(self._generator("initial"))], self._device)
         (self._block,) = self._optimizer.blocks
         self._monitored = sampling.fixed(data.index[fold.monitor])
         self._settings: dict[str, float] = {name: getattr(recipe, name) for name in ("smoothing", "gamma", "delta")}

@@ -105,8 +105,8 @@ class Regime:
     warmup
         Share of all steps that the cosine's warm-up takes.
     optimizer
-        ``adamw``, whose decay is decoupled and spares vectors, or ``adam``, whose decay is part of the gradient and
-        reaches all weights.
+        ``adamw``, whose decay is decoupled and spares vectors; ``adam``, or ``sgd`` with a momentum of 0.9, whose
+        decay is part of the gradient and reaches all weights.
     precision
         ``fp32``; ``bf16`` or ``fp16``: matrix products in 16 bits, weights and losses in 32; fp16 with a loss
         scale per model.

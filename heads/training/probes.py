@@ -26,7 +26,7 @@ from heads.losses import LossName, entry_losses, weighted_mean
 from heads.training.corpus import as_tensor
 from heads.training.course import Course, Schedule, schedule_factor
 from heads.training.draws import generator_of
-from heads.training.optimizer import StackedAdamW
+from heads.training.optimizer import StackedOptimizer
 
 Device = torch.device
 _MIN_DELTA, _WARMUP = 1e-4, 0.1  # as heads.training.plan.Regime has them
@@ -168,7 +168,7 @@ class Bank:
         initial = [
             {"weight": row[:, None], "bias": torch.zeros(1)} for probe in probes for row in _xavier(probe, width, seed)
         ]
-        self.optimizer = StackedAdamW(initial, device, fused=False)
+        self.optimizer = StackedOptimizer(initial, device, fused=False)
 
     @property
     def leaves(self) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from heads.batched import logits_of, train_many, train_one
 from heads.errors import HeadError
 from heads.training.course import Course, schedule_factor
 from heads.training.layers import Draws, TrainingPass, _BatchNorm, batch_norm
-from heads.training.optimizer import StackedAdamW
+from heads.training.optimizer import StackedOptimizer
 from heads.training.perceptron import Perceptron
 from heads.training.plan import Fold, Recipe, Regime, TrainedModel
 from heads.training.precision import LossScale
@@ -52,12 +52,12 @@ def grid() -> list[Recipe]:
     return [Recipe(fold=fold, **settings) for fold, settings in itertools.product(range(3), different)]
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "plateau"])
+@pytest.mark.parametrize(("schedule", "optimizer"), [("constant", "sgd"), ("cosine", "adamw"), ("plateau", "adam")])
 @pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_results_do_not_depend_on_grouping(data, norm, schedule):
+def test_results_do_not_depend_on_grouping(data, norm, schedule, optimizer):
     X, y = data
     architecture = Perceptron(inputs=D, outputs=C, hidden=(16, 8), norm=norm)
-    common = {"folds": folds_of(), "regime": replace(REGIME, schedule=schedule)}
+    common = {"folds": folds_of(), "regime": replace(REGIME, schedule=schedule, optimizer=optimizer)}
     together = train_many(architecture, X, y, recipes=grid(), **common)
     in_chunks = train_many(architecture, X, y, recipes=grid(), at_once=5, **common)
     alone = [train_many(architecture, X, y, recipes=[recipe], **common)[0] for recipe in grid()]
@@ -207,7 +207,7 @@ def test_full_batch_training_equals_torch(data):
 @pytest.mark.parametrize("fused", [False, True])
 def test_decay_reaches_matrices_only(fused):
     start = {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2), "shifts": torch.ones(2)}
-    optimizer = StackedAdamW([start, start], torch.device("cpu"), fused=fused)
+    optimizer = StackedOptimizer([start, start], torch.device("cpu"), fused=fused)
     nothing = [torch.zeros_like(leaf) for leaf in optimizer.leaves.values()]
     optimizer.descend(nothing, torch.tensor([0.1, 0.5]), torch.tensor([1.0, 1.0]))
     assert optimizer.leaves["a.weight"].unique().tolist() == pytest.approx([0.5, 0.9])
@@ -220,7 +220,7 @@ def test_every_model_moves_as_torchs_adamw_moves_it(fused):
     generator = torch.Generator().manual_seed(0)
     start = [{"a.weight": torch.randn(5, 3, generator=generator), "a.bias": torch.randn(3, generator=generator)}] * 3
     lr, decay = torch.tensor([1e-1, 1e-2, 1e-3]), torch.tensor([0.0, 0.1, 0.5])
-    ours = StackedAdamW(start, torch.device("cpu"), {"a.bias": 2.0}, block=2, fused=fused)
+    ours = StackedOptimizer(start, torch.device("cpu"), {"a.bias": 2.0}, block=2, fused=fused)
     steps = [torch.randn(3, 5, 3, generator=generator) for _ in range(20)]
     for step in steps:
         for block in ours.blocks:
@@ -244,7 +244,7 @@ def test_every_model_moves_as_torchs_adamw_moves_it(fused):
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_model_that_may_not_move_is_as_if_there_had_been_no_step(fused):
     start = {"a.weight": torch.ones(2, 2)}
-    skipping, other = (StackedAdamW([start, start], torch.device("cpu"), fused=fused) for _ in range(2))
+    skipping, other = (StackedOptimizer([start, start], torch.device("cpu"), fused=fused) for _ in range(2))
     lr, decay = torch.tensor([0.1, 0.1]), torch.tensor([0.1, 0.1])
     gradient, wrong = torch.full((2, 2, 2), 0.5), torch.full((2, 2, 2), torch.nan)
     skipping.step(skipping.blocks[0], [wrong], lr, decay, torch.tensor([False, False]))

@@ -235,7 +235,8 @@ def test_a_factor_of_the_learning_rate_is_torchs_own_learning_rate():
     start = {"a": torch.randn(3, 2, generator=generator), "b": torch.randn(3, generator=generator)}
     start["c"] = torch.randn(1, 4, generator=generator)
     ours = {
-        fused: optimizer.StackedAdamW([start], torch.device("cpu"), {"c": 50.0}, fused=fused) for fused in (True, False)
+        fused: optimizer.StackedOptimizer([start], torch.device("cpu"), {"c": 50.0}, fused=fused)
+        for fused in (True, False)
     }
     theirs = {name: value.clone().requires_grad_() for name, value in start.items()}
     adam = torch.optim.AdamW(
@@ -439,8 +440,10 @@ def test_fusions_are_trained_together_as_alone(torn, monkeypatch, made, shape):
 def test_collapsed_prompts_are_refused_where_they_would_not_be_exact(data):
     X, y, prompts = data
     context, params = Context(prompts=prompts), {**SMALL_CONCAT, "optimizer": "adam"}
-    with pytest.raises(HeadError, match=r"collapsed is not exact where optimizer=adam has weight_decay=0.01; use prom"):
+    with pytest.raises(HeadError, match=r"not exact with optimizer=adam and weight_decay=0.01; use prompt_br"):
         ConcatFusionClassifier(**params).fit(X, y, context=context)
+    with pytest.raises(HeadError, match="not exact with optimizer=sgd"):
+        WeightedSumClassifier(**SMALL, optimizer="sgd").fit(X, y, context=context)
     for allowed in ({"weight_decay": 0.0}, {"prompt_branch": "full"}):
         assert ConcatFusionClassifier(**params, **allowed).fit(X, y, context=context).prompts_.shape == (3, 20)
 
