@@ -117,8 +117,9 @@ def few_per_label(config: FittingConfig, data: Labelled) -> Labelled:
     """
     if config.per_label is None:
         return data
-    if not data.task.classes:
-        raise TaskError(f"--per-label {config.per_label}: a regression has no labels to take samples of; leave it out")
+    if data.task.kind not in ("binary", "multiclass", "multilabel"):
+        what = "a regression has no" if data.task.kind == "regression" else "targets of several kinds have no common"
+        raise TaskError(f"--per-label {config.per_label}: {what} labels to take samples of; leave it out")
     train, val = data.rows("train"), data.rows("val")
     if len(val) and config.refit == "train+val":
         raise SplitError(

@@ -100,12 +100,15 @@ def difference_of(a: Floats, b: Floats, *, level: float = 0.95) -> Difference:
         their standard deviation, taken as normal (as pROC's ``roc.test(method="bootstrap")`` does): a
         p-value counted from resamples could not be smaller than ``2 / n_boot``, which no correction for
         many comparisons would survive. No interval and no p-value where half of the resamples or more
-        are undefined, or where there are none.
+        are undefined, where there are none, or where all differ alike: nothing varies between
+        resamples of a single group.
     """
     difference = float(a[0] - b[0])
     drawn = a[1:] - b[1:]
     defined = drawn[~np.isnan(drawn)]
     if np.isnan(difference) or len(defined) < 2 or 2 * len(defined) <= len(drawn):
+        return Difference(difference, np.nan, np.nan, np.nan)
+    if np.ptp(defined) == 0 and difference != 0:
         return Difference(difference, np.nan, np.nan, np.nan)
     tail = 50 * (1 - level)
     low, high = np.percentile(defined, [tail, 100 - tail])

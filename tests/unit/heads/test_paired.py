@@ -186,5 +186,9 @@ def test_what_cannot_be_tested_is_undefined() -> None:
     assert np.isnan(difference_of(np.array([0.5, np.nan, np.nan, 0.1]), np.zeros(4)).p)
     assert np.isnan(difference_of(np.full(5, 0.5), np.full(5, 0.4)).p)
     assert difference_of(np.full(5, 0.5), np.full(5, 0.5)) == (0.0, 0.0, 0.0, 1.0)
+    y, a, b = scored(0)
+    one_group = paired_difference("binary", y, a, b, metric="roc_auc", groups=["p"] * len(y))
+    assert np.isfinite(one_group.difference)
+    assert np.isnan(one_group[1:]).all()
     with pytest.raises(HeadError, match="roc_auc"):
         paired_difference("binary", [0, 1, 1], [0.1, 0.2, 0.3], [0.3, 0.2, 0.1], metric="auc")
