@@ -16,7 +16,7 @@ from heads.losses import LossName
 from heads.mixed import MixedHead, TargetSettings
 from heads.training.course import Schedule
 from heads.training.members import center_and_spread, inner_splits
-from heads.training.probes import Plan, Probe, Rows, train_probes
+from heads.training.probes import Init, Plan, Probe, Rows, train_probes
 
 Loss = Literal["cross_entropy", "focal", "huber", "mse", "mae"]
 
@@ -65,6 +65,9 @@ class MultiHead(MixedHead[ProbeSettings]):
         Epochs at most; a target stops after `patience` epochs without a better loss on the inner split.
     schedule
         ``cosine`` with warm-up over `max_epochs`, ``plateau`` per target, or ``constant``.
+    init
+        What weights begin as: ``zeros``, or ``xavier`` as published probes have it. With more features than
+        rows the noise that ``xavier`` begins with is never unlearned, and stays in the predictions. Biases begin at 0.
     validation_fraction
         Share of the training rows set aside as the inner split, stratified by all targets and without splitting
         groups; 0 runs all epochs on all rows.
@@ -90,7 +93,7 @@ class MultiHead(MixedHead[ProbeSettings]):
 
     Notes
     -----
-    All targets are one matrix product per step. Initial weights are drawn by name, batches by `random_state`:
+    All targets are one matrix product per step. Initial weights depend on the name, batches on `random_state`:
     on complete data without an inner split, a target gets the weights that it would get alone, up to rounding.
     """
 
@@ -111,6 +114,7 @@ class MultiHead(MixedHead[ProbeSettings]):
         max_epochs: Count = 60,
         patience: Count = 8,
         schedule: Schedule = "cosine",
+        init: Init = "zeros",
         validation_fraction: Fraction = 0.1,
         standardize: bool = True,
         class_weight: ClassWeight = None,
@@ -126,6 +130,7 @@ class MultiHead(MixedHead[ProbeSettings]):
         self.max_epochs = max_epochs
         self.patience = patience
         self.schedule = schedule
+        self.init = init
         self.validation_fraction = validation_fraction
         self.standardize = standardize
         self.class_weight = class_weight
@@ -172,6 +177,7 @@ class MultiHead(MixedHead[ProbeSettings]):
                 max_epochs=self.max_epochs,
                 patience=self.patience,
                 schedule=self.schedule,
+                init=self.init,
                 seed=self.random_state,
                 device=self.device,
             ),

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from heads.training.draws import generator_of
 from heads.training.optimizer import StackedOptimizer
 
 Device = torch.device
+Init = Literal["zeros", "xavier"]
 _MIN_DELTA, _WARMUP = 1e-4, 0.1  # as heads.training.plan.Regime has them
 
 
@@ -87,12 +89,16 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How all probes are trained; see `heads.training.plan.Regime`."""
+    """How all probes are trained; see `heads.training.plan.Regime`.
+
+    `init` is what weights begin as: ``zeros``, or ``xavier`` for uniform noise as Glorot and Bengio have it.
+    """
 
     batch_size: int = 128
     max_epochs: int = 60
     patience: int = 8
     schedule: Schedule = "cosine"
+    init: Init = "zeros"
     seed: int = 0
     device: str = "cpu"
 
@@ -151,13 +157,13 @@ class Bank:
         Those of one loss and width side by side.
     width
         Number of features.
-    seed
-        Seed of the initial weights.
+    init, seed
+        What the weights begin as, see `Plan`, and the seed of that.
     device
         Where they are.
     """
 
-    def __init__(self, probes: Sequence[Probe], width: int, seed: int, device: Device) -> None:
+    def __init__(self, probes: Sequence[Probe], width: int, init: Init, seed: int, device: Device) -> None:
         self.probes = probes
         ends = np.cumsum([0, *(probe.outputs for probe in probes)])
         self.columns = [slice(int(a), int(b)) for a, b in pairwise(ends)]
@@ -166,7 +172,9 @@ class Bank:
         self.shares = torch.tensor([probe.share for probe in probes], device=device)
         # A row of its own for every output, so that every output has a learning rate and a decay of its own.
         initial = [
-            {"weight": row[:, None], "bias": torch.zeros(1)} for probe in probes for row in _xavier(probe, width, seed)
+            {"weight": row[:, None], "bias": torch.zeros(1)}
+            for probe in probes
+            for row in _initial(probe, width, init, seed)
         ]
         self.optimizer = StackedOptimizer(initial, device, fused=False)
 
@@ -215,7 +223,7 @@ class _Trainer:
 
     def __init__(self, probes: Sequence[Probe], order: list[int], rows: Rows, plan: Plan, device: Device) -> None:
         self.plan, self.device, self.probes = plan, device, probes
-        self.bank = Bank(probes, rows.X.shape[1], plan.seed, device)
+        self.bank = Bank(probes, rows.X.shape[1], plan.init, plan.seed, device)
         self.x = as_tensor(rows.X, device)
         self.targets, self.weights = (as_tensor(part[:, order], device) for part in (rows.y, rows.weight))
         self.train = torch.from_numpy(rows.train)
@@ -328,7 +336,9 @@ def _families(probes: Sequence[Probe], columns: Sequence[slice], device: Device)
             first = h
 
 
-def _xavier(probe: Probe, width: int, seed: int) -> Tensor:
-    """Return the initial weights of a probe, one row per output: uniform as Glorot and Bengio have it."""
-    rows = torch.empty(probe.outputs, width)
+def _initial(probe: Probe, width: int, init: Init, seed: int) -> Tensor:
+    """Return the initial weights of a probe, one row per output."""
+    rows = torch.zeros(probe.outputs, width)
+    if init == "zeros":
+        return rows
     return torch.nn.init.xavier_uniform_(rows, generator=generator_of(seed, 0, f"initial {probe.name}"))

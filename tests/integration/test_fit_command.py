@@ -22,7 +22,7 @@ QUICK = {
 }
 
 # The baseline, and heads that need prompts or several sets of features, which these pictures do not have.
-ELSEWHERE = {"prior", "zero_shot", "prompt_similarity", "concat_fusion", "weighted_sum"}
+ELSEWHERE = {"prior", "multi_head", "zero_shot", "prompt_similarity", "concat_fusion", "weighted_sum"}
 
 
 @pytest.fixture
