@@ -60,7 +60,6 @@ SUITES = (
     Suite("brain_mri", (("offline:efficientnet-lite0", "path"),)),
     Suite("rt_polarity", (("offline:minilm", "text"),)),
     Suite("nih_cxr_multilabel", (("offline:efficientnet-lite0", "path"),)),
-    Suite("covid_cxr_notes", (("offline:efficientnet-lite0", "path"), ("offline:minilm", "text"))),
 )
 CONTROLS = ("zero", "shuffled")
 
