@@ -25,7 +25,7 @@ from heads.bootstrap import Bootstrap, Estimate, Floats, Series
 from heads.errors import HeadError
 from heads.series import Values, mean_series, series
 from heads.sums import LABEL_COUNTS, class_columns, label_columns, macro_prf, micro_and_weighted, moment_columns, spread
-from heads.weighted import class_totals, ranking, ratio, spearman, stacked, totals
+from heads.weighted import class_totals, pooled_ranking, ranking, ratio, spearman, stacked, totals
 
 LOWER_IS_BETTER = frozenset({"brier", "log_loss", "ece", "hamming_loss", "mae", "mse", "rmse"})
 HEADLINE: dict[Kind, tuple[str, ...]] = {
@@ -196,11 +196,17 @@ def _multilabel(
     kept = np.array([label not in left_out for label in labels])
     wrong = (scores >= cuts) != (y == 1)
     complete = np.isfinite(y).all(axis=1)
-    exact = plan.replicate({"exact": totals(np.stack([complete & ~wrong.any(axis=1), complete], 1).astype(np.float64))})
+    rows = plan.replicate(
+        {
+            "exact": totals(np.stack([complete & ~wrong.any(axis=1), complete], 1).astype(np.float64)),
+            "pooled": pooled_ranking(y == 1, scores, np.isfinite(y)),
+        }
+    )
     overall = {
-        "exact_match": ratio(*exact["exact"].T),
+        "exact_match": ratio(*rows["exact"].T),
         "hamming_loss": ratio((fp + fn).sum(1), sums[:, :, :LABEL_COUNTS].sum((1, 2))),
         **micro_and_weighted(tp, fp, fn),
+        **_micro_curves(rows["pooled"]),
     }
     macro = macro_prf(tp[:, kept], fp[:, kept], fn[:, kept])
     macro |= {f"macro_{name}": values[name][:, kept] for name in ("roc_auc", "average_precision")}
@@ -265,6 +271,11 @@ def _left_out(labels: Sequence[str], positives: Floats, negatives: Floats, min_p
     return reasons
 
 
+def _micro_curves(curves: Floats) -> dict[str, Floats]:
+    """Return the areas of a `pooled_ranking`, shape (R, 2), by name."""
+    return {"micro_roc_auc": curves[:, 0], "micro_average_precision": curves[:, 1]}
+
+
 # --- multiclass -------------------------------------------------------------------------------------
 
 
@@ -282,6 +293,7 @@ def _multiclass(y: Floats, proba: Floats, classes: Sequence[str], plan: Bootstra
             "correct": class_totals(truth, k, np.flatnonzero(truth == predicted)),
             "sums": totals(class_columns(truth, predicted, proba)),
             "curves": stacked([ranking(truth == j, proba[:, j], everyone) for j in range(k)]),
+            "pooled": pooled_ranking(truth[:, None] == np.arange(k), proba, np.ones_like(proba, dtype=bool)),
         }
     )
     support, chosen, tp = replicates["support"], replicates["predicted"], replicates["correct"]
@@ -290,6 +302,7 @@ def _multiclass(y: Floats, proba: Floats, classes: Sequence[str], plan: Bootstra
     overall = {
         "accuracy": n_correct / n,
         **micro_and_weighted(tp, chosen - tp, support - tp),
+        **_micro_curves(replicates["pooled"]),
         "log_loss": replicates["sums"][:, 0] / n,
         "ece": np.abs(replicates["sums"][:, 1:]).sum(axis=1) / n,
         # Gorodkin (2004): the correlation of two categorical variables.

@@ -29,6 +29,8 @@ _REASONS = {
     "ece": _NOT_PROBABILITIES,
     "macro_roc_auc": "no class has both positives and negatives",
     "macro_average_precision": "no class has positives",
+    "micro_roc_auc": "needs positives and negatives",
+    "micro_average_precision": "needs positives",
     "exact_match": "no sample has all its labels",
     "r2": "the truth is constant",
     "pearson_r": "truth or prediction is constant",

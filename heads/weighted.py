@@ -101,6 +101,21 @@ def ranking(positive: NDArray[np.bool_], scores: Floats, rows: NDArray[np.intp])
     return statistic
 
 
+def pooled_ranking(positive: NDArray[np.bool_], scores: Floats, known: NDArray[np.bool_]) -> Statistic:
+    """Return `ranking` of every known entry of matrices, all columns in one ranking (micro average), shape (b, 2).
+
+    Parameters
+    ----------
+    positive, scores, known
+        Shape (n, k).
+    """
+    statistic, width = ranking(positive.ravel(), scores.ravel(), np.flatnonzero(known)), positive.shape[1]
+    # A few resamples at a time: an entry takes as much memory as a row does elsewhere.
+    return lambda weights: np.concatenate(
+        [statistic(np.repeat(part, width, axis=1)) for part in np.array_split(weights, min(width, len(weights)))]
+    )
+
+
 def spearman(x: Floats, y: Floats, rows: NDArray[np.intp]) -> Statistic:
     """Return the statistic Spearman's rank correlation of `rows`, shape (b,); NaN for a constant.
 

@@ -167,6 +167,8 @@ def sklearn_multiclass(y, proba):
         "log_loss": -np.log(proba[np.arange(len(y)), y]).mean(),
         "macro_roc_auc": np.mean([sk.roc_auc_score(one_hot[:, c], proba[:, c]) for c in present]),
         "macro_average_precision": np.mean([sk.average_precision_score(one_hot[:, c], proba[:, c]) for c in present]),
+        "micro_roc_auc": sk.roc_auc_score(one_hot, proba, average="micro"),
+        "micro_average_precision": sk.average_precision_score(one_hot, proba, average="micro"),
     }
     for average in ("macro", "micro", "weighted"):
         for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score), ("f1", sk.f1_score)):
@@ -219,6 +221,10 @@ def test_published_confusion_matrix():
     assert metrics["accuracy"]["value"] == pytest.approx(0.658276, abs=5e-7)
     recalls = [metrics["per_class"][name]["recall"]["value"] for name in "gmnp"]
     assert recalls == pytest.approx([0.33, 0.5588, 0.7728, 0.9333], abs=5e-5)
+    precisions = [metrics["per_class"][name]["precision"]["value"] for name in "gmnp"]
+    assert precisions == pytest.approx([0.8761, 0.5198, 0.8459, 0.5611], abs=5e-5)
+    f1 = [metrics["per_class"][name]["f1"]["value"] for name in "gmnp"]
+    assert f1 == pytest.approx([0.4794, 0.5386, 0.8077, 0.7009], abs=5e-5)
     assert metrics["confusion"]["counts"] == GOLDEN
 
 
@@ -237,6 +243,8 @@ def test_multilabel_without_missing_labels_equals_scikit_learn(rng):
         "hamming_loss": sk.hamming_loss(y, predicted),
         "macro_roc_auc": sk.roc_auc_score(y, scores, average="macro"),
         "macro_average_precision": sk.average_precision_score(y, scores, average="macro"),
+        "micro_roc_auc": sk.roc_auc_score(y, scores, average="micro"),
+        "micro_average_precision": sk.average_precision_score(y, scores, average="micro"),
     }
     for average in ("macro", "micro", "weighted"):
         for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score), ("f1", sk.f1_score)):
@@ -259,10 +267,15 @@ def test_multilabel_masks_unknown_labels_per_label(rng):
         assert found["average_precision"]["value"] == pytest.approx(sk.average_precision_score(truth, score))
         assert found["brier"]["value"] == pytest.approx(sk.brier_score_loss(truth, score))
         assert found["f1"]["value"] == pytest.approx(sk.f1_score(truth, said))
+        assert found["npv"]["value"] == pytest.approx(sk.precision_score(truth, said, pos_label=0))
         assert found["recall"] == found["sensitivity"]
     complete = known.all(1)
     assert metrics["exact_match"]["value"] == pytest.approx((predicted == y)[complete].all(1).mean())
     assert metrics["hamming_loss"]["value"] == pytest.approx((predicted != y)[known].mean())
+    assert metrics["micro_roc_auc"]["value"] == pytest.approx(sk.roc_auc_score(y[known], scores[known]))
+    assert metrics["micro_average_precision"]["value"] == pytest.approx(
+        sk.average_precision_score(y[known], scores[known])
+    )
 
 
 def test_multilabel_macro_leaves_out_rare_labels_and_says_so(rng):
