@@ -33,10 +33,15 @@ def side_by_side(
     torch_threads
         Whether the jobs compute with torch, whose threads must be limited as well.
     workers
-        How many run at once; by default one per core.
+        How many run at once; by default one per core that this process may use.
     """
-    with _one_thread_each(torch_threads=torch_threads), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with _one_thread_each(torch_threads=torch_threads), ThreadPoolExecutor(workers or _cores()) as pool:
         yield from pool.map(lambda job: _limited(fit, job), jobs)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use, which can be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _limited(fit: Callable[[Job], Result], job: Job) -> Result:

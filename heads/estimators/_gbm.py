@@ -132,8 +132,7 @@ class BoostedHead(Head):
 
     def _bins(self, training: Training) -> lgb.Dataset:
         """Return the binned features of the rows."""
-        params = self._parameters(training.X.shape[1])
-        return lgb.Dataset(training.X, params=params, free_raw_data=False).construct()
+        return lgb.Dataset(training.X, params=self._binning(), free_raw_data=False).construct()
 
     def _boost(
         self, training: Training, bins: lgb.Dataset, y: NDArray[Any], weight: NDArray[np.float64], **settings: Any
@@ -179,12 +178,17 @@ class BoostedHead(Head):
         fraction = self.feature_fraction
         if fraction == "auto":
             fraction = min(1.0, max(SMALLEST_FRACTION, FEATURES_PER_TREE / features))
-        return {
+        return self._binning() | {
             "learning_rate": self.learning_rate,
             "num_leaves": self.num_leaves,
             "min_data_in_leaf": self.min_leaf,
             "lambda_l2": self.l2,
             "feature_fraction": fraction,
+        }
+
+    def _binning(self) -> dict[str, Any]:
+        """Return what bins depend on, and how LightGBM works; LightGBM wants it to be the same of bins and trees."""
+        return {
             "max_bin": self.max_bin,
             # The bins are shared by targets, members and heads, so no feature is dropped for the sake of one of them.
             "feature_pre_filter": False,
