@@ -278,6 +278,35 @@ def test_multilabel_masks_unknown_labels_per_label(rng):
     )
 
 
+def test_multilabel_resamples_equal_scikit_learn_on_repeated_rows(rng):
+    y, scores = multilabel_data(rng, n=40, labels=3)
+    groups = np.arange(40) // 2
+    draws = np.random.default_rng(0).integers(0, 20, (60, 20))
+
+    def expected(rows):
+        truth, score = y[rows], scores[rows]
+        known, said = np.isfinite(truth), score >= 0.5
+        complete = known.all(1)
+        areas = [
+            sk.roc_auc_score(truth[known[:, j], j], score[known[:, j], j])
+            for j in range(3)
+            if len(set(truth[known[:, j], j])) == 2
+        ]
+        return {
+            "macro_roc_auc": np.mean(areas),
+            "micro_roc_auc": sk.roc_auc_score(truth[known], score[known]),
+            "micro_f1": sk.f1_score(truth[known], said[known]),
+            "hamming_loss": (truth != said)[known].mean(),
+            "exact_match": (truth == said)[complete].all(1).mean(),
+        }
+
+    by_resample = [expected(np.concatenate([np.flatnonzero(groups == g) for g in draw])) for draw in draws]
+    metrics = evaluate("multilabel", y, scores, classes=list("abc"), groups=groups, n_boot=60)
+    for name in by_resample[0]:
+        low, high = np.percentile([resample[name] for resample in by_resample], [2.5, 97.5])
+        assert (metrics[name]["low"], metrics[name]["high"]) == pytest.approx((low, high), abs=1e-9), name
+
+
 def test_multilabel_macro_leaves_out_rare_labels_and_says_so(rng):
     y, scores = multilabel_data(rng)
     y[:, 0] = np.where(np.isnan(y[:, 0]), np.nan, 0.0)
