@@ -20,7 +20,7 @@ from heads.sections import SPLIT_NAMES, cell, metric_name
 from heads.standings import ALPHA, FEW_GROUPS, Contrast, Entry, Standing
 from heads.suite import CONTROLS, PRIOR
 
-TESTS = {"bootstrap": "Paired bootstrap over groups", "delong": "DeLong", "mcnemar": "McNemar, mid-p"}
+TESTS = {"bootstrap": "Bootstrap", "delong": "DeLong", "mcnemar": "McNemar"}
 PLOTS = "plots"
 
 
@@ -82,7 +82,10 @@ def _warnings(standing: Standing, groups: int) -> Html:
     remarks: list[Content] = [
         f"{_title(each.head, each.encoder)} could not be fitted: {each.reason}" for each in standing.failed
     ]
-    remarks += [f"Not in the table: {_title(each.head, each.encoder)}: {each.reason}." for each in standing.omitted]
+    reasons: dict[str, list[str]] = {}
+    for each in standing.omitted:
+        reasons.setdefault(each.reason, []).append(_title(each.head, each.encoder))
+    remarks += [f"Not in the table: {', '.join(titles)}: {reason}." for reason, titles in reasons.items()]
     remarks += standing.remarks
     if groups < len(standing.rows):
         remarks.append(
@@ -118,11 +121,12 @@ def _table(result: Comparison, standing: Standing) -> Html:
             *(_marked(result, entry, name, *marks[name]) for name in standing.names),
             f"{entry.n_parameters:,}",
             f"{entry.fit_seconds:.2f}",
-            join(join([" ", _link(result, run, str(i))]) for i, run in enumerate(entry.runs, start=1)),
+            *([_links(result, entry)] if len(entry.runs) > 1 else []),
         ]
         for entry in ordered
     ]
-    head = ["", "Rank", *map(metric_name, standing.names), "Parameters", "Fits, s", "Runs"]
+    head = ["", "Rank", *map(metric_name, standing.names), "Parameters", "Fits, s"]
+    head += ["Runs"] if len(ordered[0].runs) > 1 else []
     drawn = ordered[0].cell.config
     caption = (
         f"Best {metric_name(first)} first. In brackets: 95 % percentile interval over {drawn.bootstrap:,} resamples of "
@@ -222,9 +226,10 @@ def _tests(standing: Standing) -> Html:
     ]
     head = ["", "Test", "Metric", "Difference", "p", "p, Holm"]
     caption = (
-        "Differences are first less second. p, Holm: adjusted for all pairs of this data set with the same test and "
-        "metric; heads with their controls are a family of their own. DeLong and McNemar are of the first repeat and "
-        "take samples as independent; the bootstrap resamples groups, for all repeats at once."
+        "Differences are first less second, with 95 % intervals. p, Holm: adjusted for all pairs of this data set with "
+        "the same test and metric; heads with their controls are a family of their own. The bootstrap is paired, and "
+        "resamples groups for all repeats at once. DeLong and McNemar (mid-p) are of the first repeat and take samples "
+        "as independent."
     )
     parts = [
         element("h3", "Tests against the best"),
@@ -298,6 +303,11 @@ def _reproduction(result: Comparison, command: str) -> Html:
 
 def _link(result: Comparison, run: Path, content: Content) -> Html:
     return element("a", content, href=f"{Path(os.path.relpath(run, result.out)).as_posix()}/report.html")
+
+
+def _links(result: Comparison, entry: Entry) -> Html:
+    """Return links to the runs of all repeats."""
+    return join(join([" ", _link(result, run, str(i))]) for i, run in enumerate(entry.runs, start=1))
 
 
 def _namer(standing: Standing) -> Callable[[Entry], str]:
