@@ -17,7 +17,10 @@ X, NEW = RNG.normal(size=(60, 3)), RNG.normal(size=(5, 3))
 def test_shares_equal_scikit_learn(classes: int, weighted: bool) -> None:
     y = np.arange(60) ** 2 % 7 % classes
     weight = RNG.uniform(0.1, 3, size=60) if weighted else None
-    ours, theirs = PriorClassifier().fit(X, y, weight), DummyClassifier(strategy="prior").fit(X, y, weight)
+    ours, theirs = (
+        PriorClassifier().fit(X, y, sample_weight=weight),
+        DummyClassifier(strategy="prior").fit(X, y, sample_weight=weight),
+    )
     np.testing.assert_allclose(ours.predict_proba(NEW), theirs.predict_proba(NEW), rtol=1e-6)
     assert (ours.predict(NEW) == theirs.predict(NEW)).all()
 
@@ -38,7 +41,7 @@ def test_missing_labels_do_not_count() -> None:
 def test_means_equal_scikit_learn(weighted: bool) -> None:
     y = RNG.normal(50, 10, size=(60, 2))
     weight = RNG.uniform(0.1, 3, size=60) if weighted else None
-    ours, theirs = PriorRegressor().fit(X, y, weight), DummyRegressor().fit(X, y, weight)
+    ours, theirs = PriorRegressor().fit(X, y, sample_weight=weight), DummyRegressor().fit(X, y, sample_weight=weight)
     np.testing.assert_allclose(ours.predict(NEW), theirs.predict(NEW), rtol=1e-6)
     y[::3, 1] = np.nan
     np.testing.assert_allclose(PriorRegressor().fit(X, y).predict(NEW)[0], np.nanmean(y, axis=0), rtol=1e-6)
