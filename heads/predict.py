@@ -104,7 +104,7 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
         failures = _encode_missing(config, manifest, bundle, store, progress)
         # Extraction has read every key, and said so.
         inputs = join_inputs(manifest, bundle, store, Silent())
-    failures += _without_content(inputs, failures)
+    failures = _without_content(inputs, failures) + failures
     kept, instances, samples = samples_of(inputs.manifest, inputs.keys, np.arange(len(inputs.manifest)))
     X = instances.packed(inputs.X[kept])
     columns = {
