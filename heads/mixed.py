@@ -156,7 +156,7 @@ class MixedHead(Head, Generic[Settings]):
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the codes or numbers of a target, 0 where missing, and their weights; set its kind and labels."""
         name = f"{self.name}, head {self.names_[head]!r}"
-        missing = np.array([value is None or value != value for value in column.tolist()], dtype=bool)
+        missing = _missing(column)
         known = ~missing & (weight > 0)
         if not known.any():
             raise HeadError(f"{self.name}: no value of {self.names_[head]} in the training rows")
@@ -196,8 +196,17 @@ class MixedHead(Head, Generic[Settings]):
         return self.kinds_[head]
 
 
+def _missing(column: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which values are None or NaN."""
+    if column.dtype.kind == "f":
+        return np.isnan(column)
+    return np.array([value is None or value != value for value in column.tolist()], dtype=bool)
+
+
 def _as_numbers(column: NDArray[Any]) -> NDArray[Any]:
     """Return a column of numbers as floats, NaN where missing; any other as it is."""
+    if column.dtype.kind in "biuf":
+        return column.astype(np.float64)
     values = column.tolist()
     if all(value is None or isinstance(value, Real | np.bool_) for value in values):
         return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
