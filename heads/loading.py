@@ -82,9 +82,7 @@ def _task_of(config: FitConfig, manifest: Manifest) -> Task:
     }
     for option, given in unfit.items():
         if given:
-            raise HeadError(
-                f"{option}: is for a task with one target or kind, and {config.head} has several; leave it out"
-            )
+            raise HeadError(f"{option}: is for a task of one kind, and {config.head} learns several; leave it out")
     kinds = {name: settings.kind for name, settings in head.settings().items() if settings.kind != "auto"}
     task, _ = read_mixed(manifest, config.target, kind=config.kind, kinds=kinds)
     return task
