@@ -15,7 +15,6 @@ a CPU the weights are bit-identical however the recipes are grouped; across devi
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from heads.errors import HeadError
-from heads.folds import side_by_side
+from heads.folds import cores, side_by_side
 from heads.training.cohort import Architecture, Cohort, ScaledArchitecture
 from heads.training.corpus import Corpus, Targets, as_tensor
 from heads.training.plan import Fold, Recipe, Regime, TrainedModel
@@ -85,7 +84,7 @@ def train_many(
     # Models of one stream side by side: what they share is drawn once.
     for position in sorted(range(len(recipes)), key=lambda i: (recipes[i].fold, recipes[i].seed)):
         cohorts.setdefault(corpora[recipes[position].fold].layout, []).append(position)
-    workers = (workers or os.cpu_count() or 1) if place.type == "cpu" else 1
+    workers = (workers or cores()) if place.type == "cpu" else 1
     size = at_once or max(1, _WEIGHTS_AT_ONCE // _size(architecture))
     parts = [part for positions in cohorts.values() for part in _parts(positions, workers, size)]
 

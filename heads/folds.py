@@ -35,11 +35,11 @@ def side_by_side(
     workers
         How many run at once; by default one per core that this process may use.
     """
-    with _one_thread_each(torch_threads=torch_threads), ThreadPoolExecutor(workers or _cores()) as pool:
+    with _one_thread_each(torch_threads=torch_threads), ThreadPoolExecutor(workers or cores()) as pool:
         yield from pool.map(lambda job: _limited(fit, job), jobs)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Return how many cores this process may use, which can be fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
