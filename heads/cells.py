@@ -25,7 +25,7 @@ from heads.config import FitConfig
 from heads.errors import HeadError
 from heads.fit import fit_labelled
 from heads.labelled import Labelled
-from heads.loading import few_per_label, gate, load, unused_split
+from heads.loading import few_per_label, gate, load, refuse_mixed, unused_split
 from heads.record import FILE
 from heads.run import new_run
 from heads.suite import Cell
@@ -82,6 +82,7 @@ def load_cells(cells: Sequence[Cell], progress: Progress) -> Rows:
         try:
             if key not in views:
                 views[key] = load(cell.config, progress)
+            refuse_mixed("compare", views[key].task)
             make_head(cell.config.head, views[key].task.kind, cell.config.set, cell.config.seed)
         except HeadError as error:
             failed[cell] = str(error)

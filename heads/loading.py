@@ -88,6 +88,14 @@ def _task_of(config: FitConfig, manifest: Manifest) -> Task:
     return task
 
 
+def refuse_mixed(command: str, task: Task) -> None:
+    """Raise HeadError for a mixed task, which has no one metric to rank heads by."""
+    if task.kind == "mixed":
+        raise HeadError(
+            f"{command} ranks heads by one metric, and a head of several targets has one for each; use fit-head"
+        )
+
+
 def gate(data: Labelled, *, allow: bool) -> list[str]:
     """Refuse data whose splits share samples or groups, or return the refusal as a warning.
 

@@ -41,7 +41,7 @@ from heads.config import FitConfig, PromptOptions, TuneConfig
 from heads.errors import HeadError, RunError
 from heads.fit import fit_labelled
 from heads.labelled import Labelled
-from heads.loading import few_per_label, gate, load
+from heads.loading import few_per_label, gate, load, refuse_mixed
 from heads.metrics import HEADLINE, estimates, evaluate
 from heads.record import FILE
 from heads.run import resolved_yaml, write_table
@@ -139,6 +139,7 @@ def ask(config: TuneConfig, progress: Progress) -> Question:
     normalizations = ("none", "l2") if config.normalize == "search" else (config.normalize,)
     everything = View(config.encoder, poolings[0], normalizations[0])
     data = load(fit_config(config, Candidate(config.head[0], {}, everything)), progress)
+    refuse_mixed("tune", data.task)
     space = read_space(
         config.head,
         data.task.kind,
