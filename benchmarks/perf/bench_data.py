@@ -23,6 +23,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -132,7 +133,7 @@ def measure(data: Embeddings, rounds: int) -> list[Result]:
     """Race on one data set; return the lines."""
     with tempfile.TemporaryDirectory() as folder:
         contest = Contest(data, Path(folder))
-        laps = race({name: lambda name=name: contest.run(name) for name in EPOCHS}, rounds)
+        laps = race({name: partial(contest.run, name) for name in EPOCHS}, rounds)
         cost = {name: contest.microseconds(name, each) for name, each in laps.items()}
         errors = {name: contest.error(name) for name in EPOCHS}
     lines = [
