@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from data.files import whole_text_file
@@ -116,7 +117,7 @@ def _table(result: Comparison, standing: Standing) -> Html:
     ranks = {entry: f"{rank:g}" for entry, rank in zip(contenders, found, strict=True)}
     rows: list[list[Content]] = [
         [
-            name_of(entry) + _role(entry),
+            name_of(entry) + (" (baseline)" if entry.cell.baseline else ""),
             ranks.get(entry, "–"),
             *(_marked(result, entry, name, *marks[name]) for name in standing.names),
             f"{entry.n_parameters:,}",
@@ -135,10 +136,6 @@ def _table(result: Comparison, standing: Standing) -> Html:
         f"shares of each fold's training rows, which differ a little by fold: its out-of-fold ROC AUC is 0.5 or less."
     )
     return table(head, rows, label=f"Cells compared on {standing.name}", caption=caption)
-
-
-def _role(entry: Entry) -> str:
-    return " (baseline)" if entry.cell.baseline else " (control)" if entry.cell.control else ""
 
 
 def _marked(result: Comparison, entry: Entry, metric: str, best: Entry | None, level: set[Entry]) -> Content:
@@ -171,48 +168,34 @@ def _controls(standing: Standing) -> Html:
     for entry in standing.entries:
         if entry.cell.config.prompt_encoder is not None:
             families.setdefault(entry.cell.family, {})[entry.cell.config.prompt_control] = entry
-    first = standing.names[0]
+    first, name_of = standing.names[0], _namer(standing)
     rows: list[list[Content]] = []
     for family in families.values():
-        if len(family) < 2 or "none" not in family:
-            continue
-        real = family["none"]
-        row: list[Content] = [_namer(standing)(real), cell(real.metrics[first])]
         for control in CONTROLS:
-            if control not in family:
-                row += ["–", "–"]
+            if "none" not in family or control not in family:
                 continue
-            row += [cell(family[control].metrics[first]), _difference(_between(standing, real, family[control], first))]
-        rows.append(row)
+            real, other = family["none"], family[control]
+            difference, p = _difference(standing, real, other, first)
+            rows.append([name_of(real), control, cell(real.metrics[first]), cell(other.metrics[first]), difference, p])
     if not rows:
         return Html("")
-    head = ["", "Prompts", "Zeros", "Prompts − zeros", "Shuffled", "Prompts − shuffled"]
+    head = ["", "Control", "Score", "Control's score", "Difference", "p, Holm"]
     caption = (
-        f"{metric_name(first)}. Prompts carry something only where both differences are clearly off zero; "
-        f"p after Holm's adjustment for all controls."
+        f"{metric_name(first)}. Prompts carry something only where they are clearly better than both controls: prompts "
+        f"of zeros, and prompts of other classes. p: paired bootstrap, after Holm's adjustment for all controls."
     )
     return join([element("h3", "Controls"), table(head, rows, label="Controls of the prompts", caption=caption)])
 
 
-def _between(standing: Standing, a: Entry, b: Entry, metric: str) -> tuple[float, float, float, float]:
-    """Return difference a - b, its interval and the adjusted p-value of the paired bootstrap."""
+def _difference(standing: Standing, real: Entry, control: Entry, metric: str) -> tuple[Content, Content]:
+    """Return the difference of a head and its control with its interval, and the adjusted p-value."""
     test = next(
         test
         for test in standing.tests
-        if (test.test, test.metric) == ("bootstrap", metric) and {test.a, test.b} == {a, b}
+        if (test.test, test.metric) == ("bootstrap", metric) and {test.a, test.b} == {real, control}
     )
-    if test.a is a:
-        return test.difference, test.low, test.high, test.p_holm
-    return -test.difference, -test.high, -test.low, test.p_holm
-
-
-def _difference(found: tuple[float, float, float, float]) -> Content:
-    difference, low, high, p = found
-    if difference != difference:
-        return "–"
-    text = f"{difference:+.3f}"
-    interval = "" if low != low else f" [{low:+.3f}, {high:+.3f}]"
-    return join([text, element("span", f"{interval}, p {_p(p)}", class_="ci")])
+    ends = (test.low, test.high) if test.a is real else (-test.high, -test.low)
+    return _signed(test.difference if test.a is real else -test.difference, *ends), _significant(test)
 
 
 def _tests(standing: Standing) -> Html:
@@ -242,18 +225,29 @@ def _tests(standing: Standing) -> Html:
 
 
 def _test_row(test: Contrast, name_of: Callable[[Entry], str]) -> list[Content]:
-    p = _p(test.p_holm)
     metric, label = (test.metric.split("[")[0], test.metric.partition("[")[2].rstrip("]"))
-    interval = "" if test.low != test.low else f" [{test.low:+.3f}, {test.high:+.3f}]"
-    shown = "–" if test.difference != test.difference else f"{test.difference:+.3f}"
     return [
         f"{name_of(test.a)} − {name_of(test.b)}",
         TESTS[test.test],
         metric_name(metric) + (f", {label}" if label else ""),
-        join([shown, element("span", interval, class_="ci")]),
+        _signed(test.difference, test.low, test.high),
         _p(test.p),
-        element("span", p, class_="best") if test.p_holm < ALPHA else p,
+        _significant(test),
     ]
+
+
+def _signed(difference: float, low: float, high: float) -> Content:
+    """Return a difference with its interval, as far as they are defined."""
+    if np.isnan(difference):
+        return "–"
+    interval = "" if np.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
+    return join([f"{difference:+.3f}", element("span", interval, class_="ci")])
+
+
+def _significant(test: Contrast) -> Content:
+    """Return the adjusted p-value, bold where it is small."""
+    p = _p(test.p_holm)
+    return element("span", p, class_="best") if test.p_holm < ALPHA else p
 
 
 def _few_shot(result: Comparison, standing: Standing, path: Path) -> Html:
