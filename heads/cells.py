@@ -25,7 +25,7 @@ from heads.config import FitConfig
 from heads.errors import HeadError
 from heads.fit import fit_labelled
 from heads.labelled import Labelled
-from heads.loading import few_per_label, gate, load, refuse_mixed, unused_split
+from heads.loading import few_per_label, few_remarks, gate, load, refuse_mixed, unused_split
 from heads.record import FILE
 from heads.run import new_run
 from heads.suite import Cell
@@ -98,6 +98,8 @@ def load_cells(cells: Sequence[Cell], progress: Progress) -> Rows:
     )
     remarks += unused_split(next(iter(view_of)).config, used[0])
     few = {key: few_per_label(cells[0].config, view) for key, view in same.items()}
+    first, key = next(iter(view_of.items()))
+    remarks += few_remarks(first.config, few[key])
     return Rows(
         data={cell: few[key] for cell, key in view_of.items()}, failed=failed, remarks=(*remarks, *_left_out(used))
     )

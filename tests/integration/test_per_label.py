@@ -77,6 +77,7 @@ def test_cells_of_a_comparison_have_the_same_few_rows(command) -> None:
     assert result.code == 0, result.err
     chosen = {frozenset(row["id"] for row in predicted(run)) for run in (out / "cells").iterdir()}
     assert [len(ids) for ids in chosen] == [24]
+    assert "(--per-label 8): labels are more even" in (out / "report.html").read_text()
 
 
 def test_a_study_is_judged_by_all_rows_that_were_set_aside(command) -> None:
