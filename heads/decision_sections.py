@@ -12,10 +12,10 @@ from heads.seal import Openings
 from heads.sections import SPLIT_NAMES, cell, metric_name
 
 _RULES = {
-    "youden": "largest sensitivity + specificity",
-    "gmean": "largest sensitivity × specificity",
-    "sensitivity": "sensitivity of at least {at:g}",
-    "specificity": "specificity of at least {at:g}",
+    "youden": "Youden's J",
+    "gmean": "geometric mean",
+    "sensitivity": "sensitivity ≥ {at:g}",
+    "specificity": "specificity ≥ {at:g}",
     "half": "fixed at 0.5",
 }
 _RATES = ("sensitivity", "specificity", "ppv", "npv")
@@ -43,15 +43,20 @@ def operating_points_section(record: RunRecord) -> Html:
         # The precision of a label is its positive predictive value.
         found = [reached.get(rate) or reached.get({"ppv": "precision"}.get(rate, "")) for rate in _RATES]
         rule = _RULES.get(threshold["rule"], threshold["rule"]).format(at=threshold.get("at") or 0)
-        rows.append([name, format_number(threshold["value"]), rule, _out_of_fold(threshold), *map(cell, found)])
+        chosen = join([rule, element("span", _out_of_fold(threshold), class_="ci")])
+        rows.append([name, format_number(threshold["value"]), chosen, *map(cell, found)])
     fixed = {threshold["rule"] for threshold in record.thresholds.values()} == {"half"}
-    chosen = "Fixed beforehand." if fixed else "Chosen on out-of-fold scores of the training samples."
+    how = (
+        "Fixed beforehand."
+        if fixed
+        else "Chosen on out-of-fold scores of the training samples, and what it gave there."
+    )
     own = split == "cv" and not fixed
     caption = (
-        f"{chosen} A score at the threshold is positive. Rates with intervals: {SPLIT_NAMES.get(split, split).lower()}"
+        f"{how} A score at the threshold is positive. Rates with intervals: {SPLIT_NAMES.get(split, split).lower()}"
         f"{', on the very scores that the threshold was chosen by, so a little too good' if own else ''}."
     )
-    head = ["", "Threshold", "Chosen for", "Sensitivity / specificity out of fold", *map(metric_name, _RATES)]
+    head = ["", "Threshold", "Chosen for", *map(metric_name, _RATES)]
     return join([element("h3", "Thresholds"), table(head, rows, label="Operating points", caption=caption)])
 
 
@@ -94,8 +99,9 @@ def sets_section(record: RunRecord) -> Html:
 
 
 def _out_of_fold(threshold: Mapping[str, Any]) -> str:
+    """Return sensitivity and specificity on the scores that a threshold was chosen by; nothing where it was not."""
     rates = [threshold.get(rate) for rate in ("sensitivity", "specificity")]
-    return " / ".join("–" if rate is None else format_number(rate) for rate in rates)
+    return "" if None in rates else f" {' / '.join(map(format_number, rates))}"
 
 
 def _temperatures(calibration: Mapping[str, Any]) -> str:

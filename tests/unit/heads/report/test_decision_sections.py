@@ -36,7 +36,7 @@ def test_operating_points_have_the_rates_of_the_judged_split(make_run) -> None:
     record = RunRecord.read(run)
     shown = row_of(text_of(run), "malignant", "Thresholds")
     threshold = record.thresholds["malignant"]
-    assert shown.startswith(f"{threshold['value']:.3f} largest sensitivity + specificity")
+    assert shown.startswith(f"{threshold['value']:.3f} Youden&#x27;s J")
     assert f"{threshold['sensitivity']:.3f} / {threshold['specificity']:.3f}" in shown
     for rate in ("sensitivity", "specificity", "ppv", "npv"):
         found = record.metrics["test"][rate]
