@@ -14,7 +14,7 @@ from data.task import Task
 from heads import plots
 from heads.bootstrap import Floats, format_estimate
 from heads.errors import RunError
-from heads.predictions import Predictions, read_predictions
+from heads.predictions import Predictions, read_views
 from heads.record import SPLITS, RunRecord
 from heads.sums import ECE_BINS
 
@@ -78,9 +78,9 @@ def write_plots(run: Path) -> list[Path]:
     try:
         folder.mkdir(exist_ok=True)
         written = []
-        for split, rows in ({} if task.kind == "mixed" else read_predictions(run, task)).items():
-            if split in record.metrics:
-                written += _draw_split(folder, split, rows, record)
+        for split, views in read_views(run, task).items():
+            for rows in views if split in record.metrics else ():
+                written += _draw_split(folder, split, rows, _metrics_of(rows, record.metrics[split]), record)
         losses = _read_losses(run / "history.json")
         if losses:
             written.append(folder / f"{HISTORY.stem}.png")
@@ -101,8 +101,20 @@ def find_plots(run: Path) -> dict[str, list[tuple[Picture, Path]]]:
     }
 
 
-def _draw_split(folder: Path, split: str, rows: Predictions, record: RunRecord) -> list[Path]:
-    metrics, kind = record.metrics[split], rows.task.kind
+def _metrics_of(rows: Predictions, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the metrics of a view of a split; of targets of a mixed task, in the form of labels."""
+    if "per_head" not in metrics or rows.task.kind == "regression":
+        return metrics
+    each = {name: metrics["per_head"][name] for name in rows.names}
+    return {
+        "per_label": {name: {**found, "support": sum(found["confusion"]["counts"][1])} for name, found in each.items()}
+    }
+
+
+def _draw_split(
+    folder: Path, split: str, rows: Predictions, metrics: Mapping[str, Any], record: RunRecord
+) -> list[Path]:
+    kind = rows.task.kind
     written: list[Path] = []
 
     def path(stem: str) -> Path:

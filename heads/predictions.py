@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,40 @@ def read_predictions(run: Path, task: Task) -> dict[str, Predictions]:
         If the file is missing, or does not fit the task.
     """
     path = run / FILE
+    by_split = _rows(path, task)
+    try:
+        return {split: _parse(part, task) for split, part in by_split.items()}
+    except _BadCell as error:
+        raise RunError(f"{path}: {error}") from error
+
+
+def read_views(run: Path, task: Task) -> dict[str, list[Predictions]]:
+    """Return the predictions of each split of a run as tasks of one kind each.
+
+    Those of a mixed task are read as labels, one for each target of two classes, and as a regression of all numbers;
+    targets of more classes, and those without a value in a split, are left out. Those of any other task are one view,
+    see `read_predictions`.
+
+    Raises
+    ------
+    RunError
+        If the file is missing, or does not fit the task.
+    """
+    if task.kind != "mixed":
+        return {split: [rows] for split, rows in read_predictions(run, task).items()}
+    path = run / FILE
+    try:
+        return {split: list(_views(rows, task)) for split, rows in _rows(path, task).items()}
+    except _BadCell as error:
+        raise RunError(f"{path}: {error}") from error
+
+
+_Rows = Sequence[tuple[int, Mapping[str, str]]]
+"""Rows of the file with their numbers."""
+
+
+def _rows(path: Path, task: Task) -> dict[str, _Rows]:
+    """Return the rows of each split."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
@@ -108,10 +142,7 @@ def read_predictions(run: Path, task: Task) -> dict[str, Predictions]:
     by_split: dict[str, list[tuple[int, Mapping[str, str]]]] = {}
     for number, row in enumerate(rows, start=2):
         by_split.setdefault(row["split"], []).append((number, row))
-    try:
-        return {split: _parse(part, task) for split, part in by_split.items()}
-    except _BadCell as error:
-        raise RunError(f"{path}: {error}") from error
+    return dict(by_split)
 
 
 class _BadCell(ValueError):
@@ -120,6 +151,10 @@ class _BadCell(ValueError):
 
 def _columns(task: Task) -> tuple[list[str], list[str]]:
     """Return the columns of the truth and of the scores."""
+    if task.kind == "mixed":
+        names = task.targets
+        each = [f"prob[{part.targets[0]}={name}]" for part in task.parts for name in part.classes]
+        return [f"true[{name}]" for name in names], [f"pred[{name}]" for name in names] + each
     if task.kind in ("binary", "multiclass"):
         return ["true"], [f"prob[{name}]" for name in task.classes]
     names = task.classes or task.targets
@@ -154,6 +189,34 @@ def _parse(rows: Sequence[tuple[int, Mapping[str, str]]], task: Task) -> Predict
     return Predictions(task=task, groups=groups, y=y, scores=scores, raw=raw)
 
 
+def _views(rows: _Rows, task: Task) -> Iterator[Predictions]:
+    """Yield the targets of a mixed task that have two classes, and those that are numbers."""
+    for kind in ("binary", "regression"):
+        parts = [part for part in task.parts if part.kind == kind]
+        there = [part for part in parts if any(row[f"true[{part.targets[0]}]"] for _, row in rows)]
+        if there:
+            yield _parse_view(rows, there)
+
+
+def _parse_view(rows: _Rows, parts: Sequence[Task]) -> Predictions:
+    """Return some targets of a mixed task, either all of two classes or all numbers."""
+    names = tuple(part.targets[0] for part in parts)
+    if parts[0].kind == "regression":
+        task = Task(kind="regression", targets=names)
+        said = [f"pred[{name}]" for name in names]
+        y = [[_number(row, f"true[{name}]", line, empty=np.nan) for name in names] for line, row in rows]
+    else:
+        task = Task(kind="multilabel", targets=names, classes=names)
+        said = [f"prob[{part.targets[0]}={part.classes[-1]}]" for part in parts]
+        codes = [{"": np.nan, part.classes[0]: 0.0, part.classes[1]: 1.0} for part in parts]
+        y = [
+            [_lookup(code, row, line, f"true[{name}]") for name, code in zip(names, codes, strict=True)]
+            for line, row in rows
+        ]
+    scores = np.array([[_number(row, column, line) for column in said] for line, row in rows])
+    return Predictions(task=task, groups=tuple(row["group"] or None for _, row in rows), y=np.array(y), scores=scores)
+
+
 def _number(row: Mapping[str, Any], column: str, line: int, *, empty: float | None = None) -> float:
     text = row[column] or ""
     if not text and empty is not None:
@@ -164,7 +227,7 @@ def _number(row: Mapping[str, Any], column: str, line: int, *, empty: float | No
         raise _BadCell(f"row {line}, column {column!r}: expected a number, found {text!r}") from None
 
 
-def _lookup(code: Mapping[str, float], row: Mapping[str, str], line: int) -> float:
-    if row["true"] not in code:
-        raise _BadCell(f"row {line}, column 'true': expected one of {', '.join(code)}, found {row['true']!r}")
-    return code[row["true"]]
+def _lookup(code: Mapping[str, float], row: Mapping[str, str], line: int, column: str = "true") -> float:
+    if row[column] not in code:
+        raise _BadCell(f"row {line}, column {column!r}: expected one of {', '.join(code)}, found {row[column]!r}")
+    return code[row[column]]

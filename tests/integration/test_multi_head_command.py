@@ -74,6 +74,8 @@ def test_a_run_of_mixed_targets(mixed, frostline, tmp_path) -> None:
     cut = record["thresholds"]["large"]["value"]
     assert all((row["pred[large]"] == "yes") == (float(row["prob[large=yes]"]) >= cut) for row in rows)
     assert record["metrics"]["cv"]["per_head"]["label"]["accuracy"]["value"] > 0.8
+    drawn = {path.name for path in (run / "plots").iterdir()}
+    assert {"test-roc.png", "test-per-class.png", "test-regression.png", "history.png"} <= drawn
     page = (run / "report.html").read_text()
     assert "Per target: test" in page
     assert "Mean binary ROC AUC" in page
