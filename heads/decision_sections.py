@@ -49,7 +49,7 @@ def operating_points_section(record: RunRecord) -> Html:
     how = (
         "Fixed beforehand."
         if fixed
-        else "Chosen on out-of-fold scores of the training samples, and what it gave there."
+        else "Chosen on out-of-fold scores of the training samples; in grey, sensitivity / specificity there."
     )
     own = split == "cv" and not fixed
     caption = (
@@ -100,8 +100,8 @@ def sets_section(record: RunRecord) -> Html:
 
 def _out_of_fold(threshold: Mapping[str, Any]) -> str:
     """Return sensitivity and specificity on the scores that a threshold was chosen by; nothing where it was not."""
-    rates = [threshold.get(rate) for rate in ("sensitivity", "specificity")]
-    return "" if None in rates else f" {' / '.join(map(format_number, rates))}"
+    rates = [threshold[rate] for rate in ("sensitivity", "specificity") if threshold.get(rate) is not None]
+    return f" {' / '.join(map(format_number, rates))}" if len(rates) == 2 else ""
 
 
 def _temperatures(calibration: Mapping[str, Any]) -> str:
