@@ -85,7 +85,7 @@ def train_many(
     for position in sorted(range(len(recipes)), key=lambda i: (recipes[i].fold, recipes[i].seed)):
         cohorts.setdefault(corpora[recipes[position].fold].layout, []).append(position)
     workers = (workers or cores()) if place.type == "cpu" else 1
-    size = at_once or max(1, _WEIGHTS_AT_ONCE // _size(architecture))
+    size = at_once or _room(architecture, len(recipes))
     parts = [part for positions in cohorts.values() for part in _parts(positions, workers, size)]
 
     def train(part: list[int]) -> list[TrainedModel | HeadError]:
@@ -155,9 +155,12 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def _size(architecture: Architecture) -> int:
-    """Return the number of weights of a model."""
-    return sum(value.numel() for value in architecture.initial(torch.Generator()).values())
+def _room(architecture: Architecture, models: int) -> int:
+    """Return how many of so many models may be in memory, one at least."""
+    if models == 1:
+        return 1  # a large model takes longer to draw than a step does
+    weights = sum(value.numel() for value in architecture.initial(torch.Generator()).values())
+    return max(1, _WEIGHTS_AT_ONCE // weights)
 
 
 def _parts(positions: list[int], workers: int, size: int) -> list[list[int]]:

@@ -87,7 +87,7 @@ class Case:
 
 CASES = {
     "N=10k": Case(partial(synthetic, 10_000, classes=10), 256, 256, 2, tensors=2, loader=2.8),
-    "small heads": Case(partial(synthetic, 2_000, classes=10), 64, 64, 4, alone=16, tensors=5, loader=7),
+    "small heads": Case(partial(synthetic, 2_000, classes=10), 64, 32, 4, alone=16, tensors=5, loader=7),
     "N=100k": Case(partial(synthetic, 100_000, classes=10), 256, 256, 1, alone=2, folds=1, rounds=1),
 }
 REAL = {

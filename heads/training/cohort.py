@@ -167,7 +167,8 @@ class Cohort:
         )
         x = batch.x[pick]
         if batch.noise is not None:
-            x = torch.addcmul(x, batch.noise[pick], self._noise[models][:, None, None])
+            noisy = self._buffer("noisy", self._slots, lr.numel())  # fresh memory would cost more than the sum
+            x = torch.addcmul(x, batch.noise[pick], self._noise[models][:, None, None], out=noisy)
         with self._autocast():
             logits = self._architecture.forward(self._states[number], x.expand(lr.numel(), -1, -1), training).float()
         loss = weighted_mean(self._entries(logits, batch.targets[pick], models), batch.weights[pick])
@@ -213,12 +214,12 @@ class Cohort:
             torch.randn(noise[s].shape, generator=stream.noise, out=noise[s]).mul_(stream.corpus.spread)
         return noise
 
-    def _buffer(self, purpose: str, rows: int) -> Tensor:
-        """Return memory for `rows` rows of each stream, the same at every step."""
-        key = purpose, rows
-        if key not in self._buffers:
-            self._buffers[key] = torch.empty(len(self._all_streams), rows, self._width, device=self._device)
-        return self._buffers[key][: len(self._streams)]
+    def _buffer(self, purpose: str, rows: int, count: int | None = None) -> Tensor:
+        """Return memory for `rows` rows of each stream, or of `count` models, the same at every step."""
+        key, size = (purpose, rows), count or len(self._streams)
+        if key not in self._buffers or len(self._buffers[key]) < size:
+            self._buffers[key] = torch.empty(size, rows, self._width, device=self._device)
+        return self._buffers[key][:size]
 
     def _entries(self, logits: Tensor, targets: Tensor, models: slice) -> Tensor:
         settings = {name: values[models] for name, values in self._settings.items()}
