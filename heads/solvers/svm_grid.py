@@ -65,7 +65,10 @@ def grid_accuracies(
         NaN for a fold outside which there is one class.
     """
     scores = np.full((len(points), int(fold.max()) + 1), np.nan)
-    parts = [[np.flatnonzero(rows & (weight > 0)) for rows in (fold != k, fold == k)] for k in range(scores.shape[1])]
+    # libsvm takes the rows class by class anyway; in that order it reads the kernel from end to end.
+    order = np.argsort(y, kind="stable")
+    order = order[weight[order] > 0]
+    parts = [[order[rows[order]] for rows in (fold != k, fold == k)] for k in range(scores.shape[1])]
     usable = [k for k, (learned, held) in enumerate(parts) if len(np.unique(y[learned])) > 1 and len(held)]
     for kernel, gamma in dict.fromkeys(_kernel(point) for point in points):
         alike = [place for place, point in enumerate(points) if _kernel(point) == (kernel, gamma)]
