@@ -199,7 +199,7 @@ class MixedHead(Head, Generic[Settings]):
 def _missing(column: NDArray[Any]) -> NDArray[np.bool_]:
     """Return which values are None or NaN."""
     if column.dtype.kind == "f":
-        return np.isnan(column)
+        return np.asarray(np.isnan(column), dtype=bool)
     return np.array([value is None or value != value for value in column.tolist()], dtype=bool)
 
 
