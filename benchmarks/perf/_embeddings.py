@@ -156,6 +156,12 @@ def deal(n: int, folds: int) -> NDArray[np.int64]:
     return np.arange(n) * folds // n
 
 
+def spread(X: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the standard deviation of each column, 1 for one that does not vary."""
+    deviation = X.std(axis=0)
+    return np.where(deviation > 0, deviation, np.float32(1))
+
+
 def one_thread() -> None:
     """Pin the process to one core and its libraries to one thread."""
     import torch

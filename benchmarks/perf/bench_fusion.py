@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import torch
-from _embeddings import Embeddings, add_options, one_thread, real, synthetic, why_not
+from _embeddings import Embeddings, add_options, one_thread, real, spread, synthetic, why_not
 from _race import Result, race, report, times_faster
 from torch import Tensor, nn
 
@@ -74,7 +74,7 @@ class Contest:
         rng = np.random.default_rng(0)
         chosen = rng.permutation(len(data.X))[:rows]
         X = data.X[chosen]
-        self.X = ((X - X.mean(axis=0)) / X.std(axis=0)).astype(np.float32)
+        self.X = ((X - X.mean(axis=0)) / spread(X)).astype(np.float32)
         self.y = data.y[chosen]
         self.outputs = self.y.shape[1] if self.y.ndim == 2 else int(data.y.max()) + 1
         prompts = rng.normal(size=(CLASSES, PROMPT_WIDTH))

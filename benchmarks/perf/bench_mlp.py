@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import torch
-from _embeddings import Embeddings, add_options, deal, grouped_folds, one_thread, real, synthetic, why_not
+from _embeddings import Embeddings, add_options, deal, grouped_folds, one_thread, real, spread, synthetic, why_not
 from _race import Result, race, report, times_faster
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ class Contest:
             Fold(
                 train=np.flatnonzero(self.fold != k),
                 shift=self._of_training(k).mean(axis=0),
-                scale=self._of_training(k).std(axis=0),
+                scale=spread(self._of_training(k)),
                 number=k,
             )
             for k in range(self.case.folds)
@@ -151,7 +151,7 @@ class Contest:
             torch.manual_seed(seed)
             lr, dropout, decay = CONFIGURATIONS[c]
             rows = torch.from_numpy(np.flatnonzero(self.fold != k))
-            shift, scale = self.X[rows].mean(dim=0), self.X[rows].std(dim=0)
+            shift, scale = self.X[rows].mean(dim=0), torch.from_numpy(spread(self._of_training(k)))
             X, y = (self.X[rows] - shift) / scale, self.y[rows]
             network = nn.Sequential(
                 nn.Linear(X.shape[1], self.case.hidden),
@@ -179,7 +179,7 @@ class Contest:
         for k, c in self.chosen:
             state = self.trained[self.models.index((k, c))].state
             train = self._of_training(k)
-            held = (self.data.X[self.fold == k] - train.mean(axis=0)) / train.std(axis=0)
+            held = (self.data.X[self.fold == k] - train.mean(axis=0)) / spread(train)
             ours.append(
                 self._score(logits_of(self._architecture(), {n: v[None] for n, v in state.items()}, held)[0], k)
             )

@@ -3,7 +3,7 @@
 ::
 
     X (b, d) @ weights (d, outputs of all probes) --cut by probe--> losses (probes,) --sum w_h L_h--> gradient
-    AdamW with each probe's own learning rate and decay; each probe keeps the weights of its own best epoch
+    AdamW, or another, with each probe's own learning rate and decay; each probe keeps the weights of its own best epoch
 
 Probes share nothing but the rows: the gradient of one probe's loss is zero in the weights of all others.
 Those of one loss and width lie side by side and are judged in one go.
@@ -27,7 +27,7 @@ from heads.losses import LossName, entry_losses, weighted_mean
 from heads.training.corpus import as_tensor
 from heads.training.course import Course, Schedule, schedule_factor
 from heads.training.draws import generator_of
-from heads.training.optimizer import StackedOptimizer
+from heads.training.optimizer import Optimizer, StackedOptimizer
 
 Device = torch.device
 Init = Literal["zeros", "xavier"]
@@ -98,6 +98,7 @@ class Plan:
     max_epochs: int = 60
     patience: int = 8
     schedule: Schedule = "cosine"
+    optimizer: Optimizer = "adamw"
     init: Init = "zeros"
     seed: int = 0
     device: str = "cpu"
@@ -161,9 +162,19 @@ class Bank:
         What the weights begin as, see `Plan`, and the seed of that.
     device
         Where they are.
+    optimizer
+        See `heads.training.plan.Regime`.
     """
 
-    def __init__(self, probes: Sequence[Probe], width: int, init: Init, seed: int, device: Device) -> None:
+    def __init__(
+        self,
+        probes: Sequence[Probe],
+        width: int,
+        init: Init,
+        seed: int,
+        device: Device,
+        optimizer: Optimizer = "adamw",
+    ) -> None:
         self.probes = probes
         ends = np.cumsum([0, *(probe.outputs for probe in probes)])
         self.columns = [slice(int(a), int(b)) for a, b in pairwise(ends)]
@@ -176,7 +187,7 @@ class Bank:
             for probe in probes
             for row in _initial(probe, width, init, seed)
         ]
-        self.optimizer = StackedOptimizer(initial, device, fused=False)
+        self.optimizer = StackedOptimizer(initial, device, fused=False, optimizer=optimizer)
 
     @property
     def leaves(self) -> tuple[Tensor, Tensor]:
@@ -190,7 +201,7 @@ class Bank:
         return torch.cat([family.losses(logits, targets, weights) for family in self.families])
 
     def descend(self, x: Tensor, targets: Tensor, weights: Tensor, lr: Tensor, decay: Tensor) -> Tensor:
-        """Take one step of AdamW down the sum of the losses times their shares; return the losses, shape (H,)."""
+        """Take one step down the sum of the losses times their shares; return the losses, shape (H,)."""
         losses = self.losses(x, targets, weights)
         gradients = torch.autograd.grad((self.shares * losses).sum(), list(self.optimizer.leaves.values()))
         self.optimizer.descend(gradients, lr[self.of], decay[self.of])
@@ -223,7 +234,7 @@ class _Trainer:
 
     def __init__(self, probes: Sequence[Probe], order: list[int], rows: Rows, plan: Plan, device: Device) -> None:
         self.plan, self.device, self.probes = plan, device, probes
-        self.bank = Bank(probes, rows.X.shape[1], plan.init, plan.seed, device)
+        self.bank = Bank(probes, rows.X.shape[1], plan.init, plan.seed, device, plan.optimizer)
         self.x = as_tensor(rows.X, device)
         self.targets, self.weights = (as_tensor(part[:, order], device) for part in (rows.y, rows.weight))
         self.train = torch.from_numpy(rows.train)
