@@ -197,7 +197,8 @@ class Bank:
     def losses(self, x: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Return each probe's mean loss over some rows, shape (H,); 0 where none of them has a target."""
         weight, bias = self.leaves
-        logits = torch.addmm(bias[:, 0], x, weight[..., 0].T)
+        # Squeezed, for the gradient of a selection is copied into zeros.
+        logits = torch.addmm(bias.squeeze(-1), x, weight.squeeze(-1).T)
         return torch.cat([family.losses(logits, targets, weights) for family in self.families])
 
     def descend(self, x: Tensor, targets: Tensor, weights: Tensor, lr: Tensor, decay: Tensor) -> Tensor:
