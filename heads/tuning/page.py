@@ -130,7 +130,7 @@ def _judgement(record: TuneRecord) -> Html:
 
 def _best(record: TuneRecord) -> Html:
     best = record.best
-    params = ", ".join(f"{name} = {value}" for name, value in best["params"].items()) or "the defaults"
+    params = ", ".join(f"{name} = {_short(value)}" for name, value in best["params"].items()) or "the defaults"
     items: list[tuple[str, Content]] = [
         ("Head", best["head"]),
         ("Parameters", params),
@@ -168,7 +168,7 @@ def _trials(record: TuneRecord, trials: Mapping[str, Sequence[str]]) -> Html:
     for i in order:
         head = trials["head"][i]
         own = [name for name in trials if name not in apart and trials[name][i]]
-        chosen = ", ".join(f"{name.removeprefix(f'{head}.')} = {trials[name][i]}" for name in own)
+        chosen = ", ".join(f"{name.removeprefix(f'{head}.')} = {_short(trials[name][i])}" for name in own)
         default = "default; " if trials["default"][i] == "true" else ""
         rows.append([f"{trials['trial'][i]}: {head}", format_number(float(trials["value"][i])), f"{default}{chosen}"])
     label = f"The best {len(rows)} trials"
@@ -178,6 +178,15 @@ def _trials(record: TuneRecord, trials: Mapping[str, Sequence[str]]) -> Html:
             table(["Trial", metric_name(record.study["metric"]), ""], rows, label=label, numeric=False),
         ]
     )
+
+
+def _short(value: Any) -> Any:
+    """Return a number with the digits that a person reads; best.yaml and trials.csv have all of them."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return value
+    return value if len(str(value)) < 7 else f"{number:.4g}"
 
 
 def _failures(record: TuneRecord) -> Html:
