@@ -103,7 +103,10 @@ CASES = {
 def real_cases(store: Path, datasets: Path) -> dict[str, Case]:
     """Return the cases on real embeddings, held to the targets of their kind of task."""
     kinds = {"brain_mri": (20, 10, 0.003), "rt_polarity": (25, 15, 0.001), "nih_cxr_multilabel": (25, None, 0.001)}
-    return {name: Case(partial(real, name, store, datasets), *kinds[name], 1, 1, 1e-3) for name in ENCODERS}
+    folds = {"rt_polarity": FOLDS}
+    return {
+        name: Case(partial(real, name, store, datasets), *kinds[name], folds.get(name, 1), 1, 1e-3) for name in ENCODERS
+    }
 
 
 class Contest:
