@@ -139,7 +139,7 @@ def extract(
 def fit_head(config: FitConfig, *, as_json: Json = False) -> None:
     """Fit a head on stored embeddings and judge it on data it has not seen."""
     from heads.fit import fit
-    from heads.table import metric_table
+    from heads.pages.table import metric_table
 
     with _progress() as progress:
         record = fit(config, command=_command_line(), progress=progress)
@@ -152,7 +152,7 @@ def fit_head(config: FitConfig, *, as_json: Json = False) -> None:
 @command(ZeroShotConfig, name="zero-shot")
 def zero_shot(config: ZeroShotConfig, *, as_json: Json = False) -> None:
     """Tell classes apart by their prompts alone, without training, and judge that."""
-    from heads.table import metric_table
+    from heads.pages.table import metric_table
     from heads.zero_shot import zero_shot as run_zero_shot
 
     with _progress() as progress:
@@ -167,7 +167,7 @@ def zero_shot(config: ZeroShotConfig, *, as_json: Json = False) -> None:
 def compare(config: CompareConfig, *, as_json: Json = False) -> None:
     """Compare heads and encoders on the same rows and folds, with intervals, paired tests and ranks."""
     from heads.compare import compare as run_comparison
-    from heads.table import cells_table
+    from heads.comparing.table import cells_table
 
     with _progress() as progress:
         result = run_comparison(config, command=_command_line(), progress=progress)
@@ -198,7 +198,7 @@ def tune(config: TuneConfig, *, as_json: Json = False) -> None:
 def evaluate(config: EvaluateConfig, *, as_json: Json = False) -> None:
     """Judge a fitted head on labelled samples, with its own thresholds."""
     from heads.evaluate import evaluate as evaluate_run
-    from heads.table import metric_table
+    from heads.pages.table import metric_table
 
     with _progress() as progress:
         result = evaluate_run(config, command=_command_line(), progress=progress)
@@ -227,7 +227,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="The HTML page to write.")],
 ) -> None:
     """Write one self-contained HTML page about one or several runs."""
-    from heads.report import write_report
+    from heads.pages.report import write_report
 
     _print(str(write_report(runs, out)))
 

@@ -23,15 +23,15 @@ from pathlib import Path
 
 from data.errors import SplitError
 from data.progress import Progress, Silent
-from heads.cells import FOLDER, Rows, load_cells, run_cell
-from heads.compare_page import write_page
-from heads.compared import Comparison, few_shot_of, left_out_of, ranks_of, table_of, tests_of
+from heads.comparing.cells import FOLDER, Rows, load_cells, run_cell
+from heads.comparing.compared import Comparison, few_shot_of, left_out_of, ranks_of, table_of, tests_of
+from heads.comparing.few_shot import Point, few_shot_curve, lay_course
+from heads.comparing.page import write_page
+from heads.comparing.standings import Entry, Standing, choose_metrics, enter, plan_of, run_tests
+from heads.comparing.suite import Cell, Omission, Suite, read_suite
 from heads.config import CompareConfig
 from heads.errors import HeadError, RunError
-from heads.few_shot import Point, few_shot_curve, lay_course
 from heads.run import write_config, write_table
-from heads.standings import Entry, Standing, choose_metrics, enter, plan_of, run_tests
-from heads.suite import Cell, Omission, Suite, read_suite
 
 
 def compare(config: CompareConfig, *, command: str = "", progress: Progress | None = None) -> Comparison:

@@ -23,9 +23,9 @@ from featurestore.extract import extract
 from featurestore.summary import ExtractSummary
 from heads.config import FitConfig
 from heads.fit import fit
+from heads.pages.report import write_report
+from heads.pages.table import comparison_table
 from heads.record import RunRecord
-from heads.report import write_report
-from heads.table import comparison_table
 
 ENCODER = "offline:efficientnet-lite0"
 HEADS: dict[str, dict[str, int]] = {"linear": {}, "knn": {}, "svm": {}, "mlp": {"members": 1}, "gbm": {"members": 1}}

@@ -15,18 +15,18 @@ from data.progress import Progress, Silent
 from data.sources import read_manifest
 from data.task import Task
 from featurestore.store import FeatureStore
-from heads.bootstrap import Estimate
 from heads.config import EvaluateConfig
-from heads.conformal import judge_regions
-from heads.decisions import Answering
+from heads.evaluation.bootstrap import Estimate
+from heads.evaluation.conformal import judge_regions
+from heads.evaluation.decisions import Answering
+from heads.evaluation.per_target import evaluate_task
+from heads.evaluation.scoring import scores_of
+from heads.evaluation.seal import Openings, open_test, run_digest
 from heads.labelled import Labelled, label
-from heads.per_target import evaluate_task
 from heads.record import RunRecord
 from heads.run import read_trained
 from heads.samples import encode_samples
 from heads.saved import join_inputs, load_head
-from heads.scoring import scores_of
-from heads.seal import Openings, open_test, run_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Evaluation:
     sets
         How often the prediction sets hold the truth, and how large they are; empty for a head without any.
     openings
-        How often these rows have been scored (`heads.seal.Openings`); empty for rows of train or val.
+        How often these rows have been scored (`heads.evaluation.seal.Openings`); empty for rows of train or val.
     warnings
         What the reader must know, such as samples shared with the training rows.
     """

@@ -34,20 +34,20 @@ from heads.artifact import save_bundle
 from heads.base import Head, HeadWarning
 from heads.catalog import make_head
 from heads.config import FitConfig, TaskConfig
-from heads.conformal import Conformal
-from heads.decisions import Decisions, decide
 from heads.errors import HeadError
+from heads.evaluation.conformal import Conformal
+from heads.evaluation.decisions import Decisions, decide
+from heads.evaluation.judging import Judged, judge, judge_calibration, judge_sets, predictions
+from heads.evaluation.recalibration import Recalibration
+from heads.evaluation.scoring import Scores, scores_of
+from heads.evaluation.seal import Openings, open_test, run_digest
 from heads.inputs import Normalize
-from heads.judging import Judged, judge, judge_calibration, judge_sets, predictions
 from heads.labelled import Labelled
 from heads.loading import counts, few_per_label, few_remarks, gate, load, pooling_remark, unused_split
 from heads.many import Job, fit_many
-from heads.recalibration import Recalibration
+from heads.pages.report import write_plots, write_report
 from heads.record import RunRecord
-from heads.report import write_plots, write_report
 from heads.run import TRAINED, new_run, truth_columns, write_config, write_history, write_table
-from heads.scoring import Scores, scores_of
-from heads.seal import Openings, open_test, run_digest
 from heads.size import n_parameters
 
 __all__ = [

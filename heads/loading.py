@@ -19,12 +19,12 @@ from heads.base import Head
 from heads.catalog import head_classes, make_head
 from heads.config import FitConfig, FittingConfig
 from heads.errors import HeadError
+from heads.evaluation.thresholds import parse_rule
 from heads.inputs import find_features
 from heads.labelled import Labelled, join_features, label
 from heads.mixed import MixedHead
 from heads.prompts import load_prompts, refuse_unaligned
 from heads.samples import encode_samples
-from heads.thresholds import parse_rule
 
 _UNCORRECTED = {"class_weight": None, "pos_weight": None, "sampler": "shuffle"}
 """Parameters of heads against imbalance, and the values that do nothing."""

@@ -27,7 +27,8 @@ from featurestore.extract import extract
 from featurestore.store import FeatureStore
 from heads.artifact import Bundle
 from heads.config import PredictConfig
-from heads.decisions import Answering
+from heads.evaluation.decisions import Answering
+from heads.evaluation.scoring import Scores, answers, class_probabilities, scores_of
 from heads.inputs import Inputs, input_column
 from heads.neighbours import (
     TrainingSamples,
@@ -42,7 +43,6 @@ from heads.record import RunRecord
 from heads.run import prediction_columns, raw_columns, region_columns, write_table
 from heads.samples import samples_of
 from heads.saved import join_inputs, load_head
-from heads.scoring import Scores, answers, class_probabilities, scores_of
 
 
 @dataclass(frozen=True, kw_only=True)

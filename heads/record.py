@@ -107,11 +107,11 @@ class RunRecord(BaseModel):
         ``samples``, ``groups``, ``splits`` (per split ``samples``, ``groups`` and ``classes``) and
         ``dropped`` (per reason ``count`` and ``ids``).
     metrics
-        Per split (cv, val, test) what `heads.metrics.evaluate` returned.
+        Per split (cv, val, test) what `heads.evaluation.metrics.evaluate` returned.
     seed
         Seed of folds, fits and intervals.
     thresholds
-        Per class or label: ``value``, ``rule`` and how it did (`heads.thresholds.Threshold`).
+        Per class or label: ``value``, ``rule`` and how it did (`heads.evaluation.thresholds.Threshold`).
     calibration
         How scores were calibrated, and per split ``before`` and ``after``: Brier score, log loss and
         calibration error with intervals. Empty without.
@@ -128,7 +128,7 @@ class RunRecord(BaseModel):
         The version that ran, and the commit if it ran from a checkout.
     created, timings, environment, openings
         The volatile part: UTC time, seconds per stage, Python, platform and library versions, and how
-        often the test split has been opened (`heads.seal.Openings`). No host or user names.
+        often the test split has been opened (`heads.evaluation.seal.Openings`). No host or user names.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

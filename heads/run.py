@@ -32,7 +32,7 @@ from data.config import Config
 from data.files import whole_text_file
 from data.task import Task
 from heads.errors import RunError
-from heads.scoring import score_columns
+from heads.evaluation.scoring import score_columns
 
 TRAINED = "trained.csv"
 

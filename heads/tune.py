@@ -39,10 +39,10 @@ from featurestore.store import FeatureStore
 from heads.catalog import head_class
 from heads.config import FitConfig, PromptOptions, TuneConfig
 from heads.errors import HeadError, RunError
+from heads.evaluation.metrics import HEADLINE, estimates, evaluate
 from heads.fit import fit_labelled
 from heads.labelled import Labelled
 from heads.loading import few_per_label, gate, load, refuse_mixed
-from heads.metrics import HEADLINE, estimates, evaluate
 from heads.record import FILE
 from heads.run import resolved_yaml, write_table
 from heads.tuning.page import page

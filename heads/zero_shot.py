@@ -17,8 +17,10 @@ from featurestore.store import FeatureStore
 from heads.bags import features_for
 from heads.catalog import make_head
 from heads.config import ZeroShotConfig
-from heads.decisions import Decisions
 from heads.errors import HeadError
+from heads.evaluation.decisions import Decisions
+from heads.evaluation.scoring import scores_of
+from heads.evaluation.thresholds import choose_thresholds
 from heads.fit import Fitted, Judged, head_remarks, open_test_rows, write_judged
 from heads.inputs import find_features
 from heads.labelled import Labelled, join_features, label
@@ -26,8 +28,6 @@ from heads.prompts import load_prompts, refuse_unaligned
 from heads.record import RunRecord
 from heads.run import new_run
 from heads.samples import encode_samples
-from heads.scoring import scores_of
-from heads.thresholds import choose_thresholds
 
 HEAD = "zero_shot"
 

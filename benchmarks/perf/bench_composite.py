@@ -48,8 +48,8 @@ from data.split import holdout
 from data.task import Task
 from heads.catalog import make_head
 from heads.context import Context
+from heads.evaluation.scoring import class_probabilities, scores_of
 from heads.many import Job, fit_many
-from heads.scoring import class_probabilities, scores_of
 from heads.search_space import Choice, Range
 from heads.training.course import schedule_factor
 from heads.tuning.rows import InnerFold, inner_folds

@@ -40,9 +40,9 @@ from data.split import holdout
 from data.task import Task
 from heads.catalog import head_class
 from heads.context import Context
+from heads.evaluation.metrics import evaluate
+from heads.evaluation.scoring import scores_of
 from heads.many import Job, fit_many
-from heads.metrics import evaluate
-from heads.scoring import scores_of
 from heads.search_space import Choice
 from heads.tuning.rows import inner_folds
 from heads.tuning.search import Plan, best_trial, candidate_of, search, trial_head

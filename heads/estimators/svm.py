@@ -21,9 +21,9 @@ from heads.base import (
     SearchSpace,
     Training,
 )
-from heads.calibration import Calibration, calibrate
 from heads.errors import HeadError
 from heads.estimators._svm import FALLBACK, INNER_FOLDS, SVMHead
+from heads.evaluation.calibration import Calibration, calibrate
 from heads.solvers.kernels import Kernel, Kernels
 from heads.solvers.machines import squared_errors, summed_margins, two_class_problems
 from heads.solvers.svm_grid import best_point, grid_accuracies

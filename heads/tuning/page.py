@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from data.task import Task
-from heads.bootstrap import Estimate, format_estimate, format_number
-from heads.page import Content, Html, definitions, document, element, join, picture, table
-from heads.sections import SPLIT_NAMES, cell, metric_name
+from heads.evaluation.bootstrap import Estimate, format_estimate, format_number
+from heads.pages.page import Content, Html, definitions, document, element, join, picture, table
+from heads.pages.sections import SPLIT_NAMES, cell, metric_name
 from heads.tuning.record import TuneRecord
 from heads.tuning.verdict import VERDICTS
 

@@ -49,7 +49,7 @@ class TuneRecord(BaseModel):
     judged
         The split of the final judgement.
     metrics
-        Of the best head, per split (cv, val, test): what `heads.metrics.evaluate` returned.
+        Of the best head, per split (cv, val, test): what `heads.evaluation.metrics.evaluate` returned.
     defaults
         Per head its default: inner ``value`` (None where it was not scored on every fold), ``estimate`` of the
         study's metric on the judged split, ``difference`` of the best head from it, with interval and p-value,

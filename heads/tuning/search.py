@@ -24,10 +24,10 @@ from data.task import Kind
 from heads.base import Head, HeadWarning
 from heads.catalog import head_class, make_head
 from heads.errors import HeadError
+from heads.evaluation.metrics import LOWER_IS_BETTER, estimates, evaluate
+from heads.evaluation.scoring import scores_of
 from heads.labelled import Labelled
 from heads.many import Job, fit_many
-from heads.metrics import LOWER_IS_BETTER, estimates, evaluate
-from heads.scoring import scores_of
 from heads.tuning.rows import InnerFold
 from heads.tuning.sampler import NumberedSampler
 from heads.tuning.space import DEFAULT, Candidate, Space, View
@@ -61,7 +61,7 @@ class Plan:
     seed
         Seed of the heads and of the sampling.
     min_positives
-        See `heads.metrics.evaluate`.
+        See `heads.evaluation.metrics.evaluate`.
     """
 
     space: Space

@@ -11,8 +11,8 @@ import optuna
 from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
-from heads.canvas import COLORS, FAINT, INK, figure, shorten
-from heads.sections import metric_name
+from heads.pages.canvas import COLORS, FAINT, INK, figure, shorten
+from heads.pages.sections import metric_name
 from heads.tuning.space import DEFAULT
 
 FEWEST = 8

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heads.base import HeadWarning
-from heads.bootstrap import Estimate
 from heads.catalog import make_head
 from heads.config import TuneConfig
 from heads.errors import HeadError
-from heads.judging import Judged
+from heads.evaluation.bootstrap import Estimate
+from heads.evaluation.judging import Judged
+from heads.evaluation.metrics import estimates, evaluate
+from heads.evaluation.paired import Difference, paired_difference
+from heads.evaluation.scoring import Scores, scores_of
 from heads.labelled import Labelled
 from heads.many import Job, fit_many
-from heads.metrics import estimates, evaluate
-from heads.paired import Difference, paired_difference
-from heads.scoring import Scores, scores_of
 from heads.tuning.space import Candidate
 
 VERDICTS = {

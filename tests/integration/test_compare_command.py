@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from heads.metrics import HEADLINE
+from heads.evaluation.metrics import HEADLINE
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--folds", 3, "--bootstrap", 40)
@@ -167,8 +167,8 @@ def test_finished_cells_are_not_fitted_again(compare, monkeypatch) -> None:
 
     table = (out / "table.csv").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr("heads.cells.fit_labelled", refuse)
-        patched.setattr("heads.few_shot.fit_many", refuse)
+        patched.setattr("heads.comparing.cells.fit_labelled", refuse)
+        patched.setattr("heads.comparing.few_shot.fit_many", refuse)
         result, _ = compare("--few-shot", 2)
     assert result.code == 0, result.err
     assert (out / "table.csv").read_bytes() == table

@@ -11,8 +11,8 @@ from heads.bags import Bags, features_for
 from heads.base import ClassifierHead
 from heads.catalog import head_class, list_heads, takes_bags
 from heads.errors import HeadError
+from heads.evaluation.scoring import scores_of
 from heads.many import Job, fit_many
-from heads.scoring import scores_of
 
 LENGTHS = [3, 1, 0, 7, 5]
 INNER = [0, 2, 3, 4, 8, 11, 13, 16]

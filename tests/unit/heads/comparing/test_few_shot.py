@@ -13,11 +13,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from data.task import Task
+from heads.comparing.few_shot import few_shot_curve, lay_course
+from heads.comparing.suite import Cell
 from heads.config import FitConfig
 from heads.context import Context
 from heads.errors import HeadError
-from heads.few_shot import few_shot_curve, lay_course
-from heads.suite import Cell
 
 
 def samples(kind: str = "binary", n: int = 120, split: bool = False) -> Any:
@@ -83,7 +83,7 @@ def test_a_curve_is_kept_and_another_option_is_another_curve(tmp_path, monkeypat
     course = lay_course(data, "cv", folds=4, seed=0, draws=2)
     first = few_shot_curve(cell_of("knn"), data, course, tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr("heads.few_shot.fit_many", lambda *_, **__: pytest.fail("fitted again"))
+        patched.setattr("heads.comparing.few_shot.fit_many", lambda *_, **__: pytest.fail("fitted again"))
         assert few_shot_curve(cell_of("knn"), data, course, tmp_path) == first
     assert few_shot_curve(cell_of("knn", k=1), data, course, tmp_path) != first
     assert len(list((tmp_path / "few_shot").iterdir())) == 2

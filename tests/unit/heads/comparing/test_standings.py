@@ -12,15 +12,15 @@ from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from data.task import Task
-from heads.bootstrap import Bootstrap, Series
-from heads.cells import joint_groups
+from heads.comparing.cells import joint_groups
+from heads.comparing.ranks import common_blocks, mean_ranks, ranks_of
+from heads.comparing.standings import Entry, Standing, mean_of, run_tests
+from heads.comparing.suite import Cell
 from heads.config import FitConfig
-from heads.metrics import replicates
-from heads.paired import delong, mcnemar, paired_difference
-from heads.predictions import Predictions
-from heads.ranks import common_blocks, mean_ranks, ranks_of
-from heads.standings import Entry, Standing, mean_of, run_tests
-from heads.suite import Cell
+from heads.evaluation.bootstrap import Bootstrap, Series
+from heads.evaluation.metrics import replicates
+from heads.evaluation.paired import delong, mcnemar, paired_difference
+from heads.evaluation.predictions import Predictions
 
 TASK = Task(kind="binary", targets=("label",), classes=("no", "yes"))
 N = 160

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from data.errors import ConfigError
+from heads.comparing.suite import Omission, Suite, read_suite
 from heads.config import CompareConfig
 from heads.errors import HeadError
-from heads.suite import Omission, Suite, read_suite
 
 ROOT = Path(__file__).resolve().parents[4]
 DATA = {"pictures": {"manifest": "pictures/manifest.csv", "target": "label"}}

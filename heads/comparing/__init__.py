@@ -1,0 +1,1 @@
+"""What `compare` is made of: suites, cells, standings, few-shot curves and their page."""

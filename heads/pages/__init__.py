@@ -1,0 +1,1 @@
+"""What people read: tables, plots and self-contained HTML pages."""
