@@ -192,7 +192,8 @@ class AttentionMILClassifier(_BagHead, ClassifierHead):
     max_epochs, patience
         Epochs at most; training stops after `patience` epochs without a better loss on the inner split.
     schedule
-        ``cosine`` with warm-up over `max_epochs`, ``plateau`` or ``constant``; see `heads.training.plan.Regime`.
+        ``cosine`` with warm-up over `max_epochs`, ``restarts``, ``step``, ``plateau`` or ``constant``; see
+        `heads.training.plan.Regime`.
     validation_fraction
         Share of the training bags set aside as the inner split, stratified and without splitting groups;
         0 runs all epochs on all bags.

@@ -121,7 +121,8 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
     max_epochs, patience
         Epochs at most; training stops after `patience` epochs without a better loss on the inner split.
     schedule
-        ``cosine`` with warm-up over `max_epochs`, ``plateau`` or ``constant``; see `heads.training.plan.Regime`.
+        ``cosine`` with warm-up over `max_epochs`, ``restarts``, ``step``, ``plateau`` or ``constant``; see
+        `heads.training.plan.Regime`.
     plateau_factor
         What ``plateau`` multiplies the learning rate by when the loss on the inner split gets no better.
     validation_fraction

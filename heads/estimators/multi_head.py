@@ -64,7 +64,8 @@ class MultiHead(MixedHead[ProbeSettings]):
     max_epochs, patience
         Epochs at most; a target stops after `patience` epochs without a better loss on the inner split.
     schedule
-        ``cosine`` with warm-up over `max_epochs`, ``plateau`` per target, or ``constant``.
+        ``cosine`` with warm-up over `max_epochs`, ``restarts``, ``step``, ``plateau`` per target, or ``constant``;
+        see `heads.training.plan.Regime`.
     init
         What weights begin as: ``zeros``, or ``xavier`` as published probes have it. With more features than
         rows the noise that ``xavier`` begins with is never unlearned, and stays in the predictions. Biases begin at 0.

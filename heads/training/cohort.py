@@ -230,8 +230,9 @@ class Cohort:
 
     def _lr(self, epoch: int, step: int) -> Tensor:
         """Return the learning rate of each model at a step, shape (G,)."""
-        done, total = epoch * self._steps + step, self._steps * self._regime.max_epochs
-        return self._base_lr * self._plateau * schedule_factor(self._regime.schedule, done, total, self._regime.warmup)
+        regime, epochs = self._regime, self._regime.max_epochs
+        done, total = epoch * self._steps + step, self._steps * epochs
+        return self._base_lr * self._plateau * schedule_factor(regime.schedule, done, total, regime.warmup, epochs)
 
     @torch.no_grad()
     def _monitor(self) -> Tensor | None:

@@ -6,20 +6,45 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-Schedule = Literal["constant", "cosine", "plateau"]
+Schedule = Literal["constant", "cosine", "plateau", "step", "restarts"]
 
 _PLATEAU_PATIENCE = 5
 _COSINE_FLOOR = 0.05
+_STEP_FACTOR, _STEP_EPOCHS = 0.3, 15
 
 
-def schedule_factor(schedule: Schedule, step: int, total: int, warmup: float) -> float:
-    """Return what the learning rate is multiplied by at a step (from 0) of `total`; 1 unless it is a cosine."""
-    if schedule != "cosine":
-        return 1.0
-    rising = round(warmup * total)
-    if step < rising:
-        return (step + 1) / rising
-    done = (step - rising) / max(total - rising, 1)
+def schedule_factor(schedule: Schedule, step: int, total: int, warmup: float, epochs: int = 1) -> float:
+    """Return what the learning rate is multiplied by at a step; 1 where the schedule does not depend on the step.
+
+    Parameters
+    ----------
+    schedule
+        Its name; `heads.training.plan.Regime` tells what each does.
+    step, total
+        The step, counted from 0, and how many there are.
+    warmup
+        Share of all steps that the warm-up of ``cosine`` takes.
+    epochs
+        How many epochs all steps make.
+    """
+    if schedule == "step":
+        return _STEP_FACTOR ** (step * epochs // total // _STEP_EPOCHS)
+    if schedule == "restarts":
+        return _restarts(7 * step / total)
+    if schedule == "cosine":
+        rising = round(warmup * total)
+        return (step + 1) / rising if step < rising else _cosine((step - rising) / max(total - rising, 1))
+    return 1.0
+
+
+def _restarts(done: float) -> float:
+    """Return the factor after so many sevenths of all steps; the cycles begin after 0, 1 and 3 of them."""
+    begin = 0 if done < 1 else 1 if done < 3 else 3
+    return _cosine((done - begin) / (begin + 1))
+
+
+def _cosine(done: float) -> float:
+    """Return half a cosine from 1 down to the floor, at a share of its way."""
     return _COSINE_FLOOR + (1 - _COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * done))
 
 

@@ -257,8 +257,9 @@ class _Trainer:
         return kept.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
 
     def _lr(self, epoch: int, step: int, factor: float) -> float:
-        done, total = epoch * self._steps + step, self._steps * self._regime.max_epochs
-        return self._recipe.lr * factor * schedule_factor(self._regime.schedule, done, total, self._regime.warmup)
+        regime, epochs = self._regime, self._regime.max_epochs
+        done, total = epoch * self._steps + step, self._steps * epochs
+        return self._recipe.lr * factor * schedule_factor(regime.schedule, done, total, regime.warmup, epochs)
 
     def _generator(self, purpose: str, *place: int, device: torch.device | None = None) -> torch.Generator:
         return generator_of(self._recipe.seed, self._fold.number, purpose, *place, device=device)

@@ -94,14 +94,16 @@ class Regime:
     batch_size
         Upper bound; an epoch is cut into equal batches, so that none is left over with one row.
     max_epochs
-        Epochs at most; the length of the cosine.
+        Epochs at most; the length of the cosine and of all its restarts.
     patience
         A model stops after so many epochs without a better monitor loss.
     min_delta
         What counts as better.
     schedule
         ``constant``; ``cosine``: per step, linear warm-up and half a cosine down to 0.05;
-        ``plateau``: per model, times `plateau_factor` after more than 5 epochs without a better monitor loss.
+        ``plateau``: per model, times `plateau_factor` after more than 5 epochs without a better monitor loss;
+        ``step``: per epoch, times 0.3 after every 15 epochs; ``restarts``: per step, half a cosine down to 0.05
+        three times over, each twice as long as the one before, which takes all of `max_epochs`.
     warmup
         Share of all steps that the cosine's warm-up takes.
     optimizer

@@ -287,7 +287,7 @@ class _Trainer:
         total, lr = torch.zeros_like(self.lr), self.lr
         for step, (a, b) in enumerate(pairwise(n * k // steps for k in range(steps + 1))):
             done, of = epoch * steps + step, steps * self.plan.max_epochs
-            lr = self.lr * plateau * schedule_factor(self.plan.schedule, done, of, _WARMUP)
+            lr = self.lr * plateau * schedule_factor(self.plan.schedule, done, of, _WARMUP, self.plan.max_epochs)
             batch = rows[a:b]
             total += self.bank.descend(self.x[batch], self.targets[batch], self.weights[batch], lr, self.decay)
         return total / steps, lr

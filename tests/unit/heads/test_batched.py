@@ -338,6 +338,44 @@ def test_cosine_equals_its_closed_form_at_every_step():
     assert {schedule_factor("constant", step, 100, 0.1) for step in range(100)} == {1.0}
 
 
+def torch_factors(scheduler, count: int) -> list[float]:
+    """Return the learning rates that a scheduler of torch goes through, from 1."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, factors = scheduler(optimizer), []
+    for _ in range(count):
+        factors.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return factors
+
+
+def test_step_equals_torch_at_every_step():
+    epochs, steps = 60, 7
+    factors = [schedule_factor("step", step, epochs * steps, 0.1, epochs) for step in range(epochs * steps)]
+    theirs = torch_factors(lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 15, gamma=0.3), epochs)
+    assert factors == pytest.approx(np.repeat(theirs, steps))
+    assert set(factors) == {1.0, 0.3, 0.3**2, 0.3**3}
+
+
+@pytest.mark.parametrize("cycle", [1, 10, 33])
+def test_restarts_equal_torch_at_every_step(cycle):
+    factors = [schedule_factor("restarts", step, 7 * cycle, 0.1, 7) for step in range(7 * cycle)]
+    restarting = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts
+    theirs = torch_factors(lambda optimizer: restarting(optimizer, cycle, T_mult=2, eta_min=0.05), 7 * cycle)
+    assert factors == pytest.approx(theirs)
+    assert [step for step, factor in enumerate(factors) if factor == 1.0] == [0, cycle, 3 * cycle]
+
+
+@pytest.mark.parametrize("total", [1, 2, 5, 24, 100])
+def test_restarts_fill_any_number_of_steps(total):
+    factors = [schedule_factor("restarts", step, total, 0.1) for step in range(total)]
+    starts = [total * begin / 7 for begin in (0, 1, 3)]
+    for step, factor in enumerate(factors):
+        cycle = sum(step >= start for start in starts) - 1
+        place = (step - starts[cycle]) / (total / 7 * 2**cycle)
+        assert factor == pytest.approx(0.05 + 0.95 * np.cos(np.pi / 2 * place) ** 2)
+
+
 @pytest.mark.parametrize("factor", [0.1, 0.2])
 def test_plateau_equals_torch(factor):
     losses = [1.0, 0.9, *[0.9] * 9, 0.5, *[0.6] * 14]

@@ -11,6 +11,7 @@ from heads.base import HeadWarning, Training
 from heads.batched import logits_of
 from heads.errors import HeadError
 from heads.estimators import _network
+from heads.estimators.attention_mil import AttentionMILClassifier
 from heads.estimators.mlp import MLPHeadClassifier, MLPHeadRegressor
 from heads.many import Job, fit_many
 from heads.params import parse_params
@@ -185,6 +186,17 @@ def test_the_published_baseline_is_reached_by_text(data):
     assert (head.weights_["logits.shifts"] != 0).all()
 
 
+@pytest.mark.parametrize("made", [MLPHeadClassifier, AttentionMILClassifier])
+def test_rates_of_a_fit_follow_the_schedule(data, made):
+    X, y = data
+    params = {"max_epochs": 35, "validation_fraction": 0.0, "members": 1, "lr": 0.01}
+    stepped, restarted = (made(**params, schedule=name).fit(X, y) for name in ("step", "restarts"))
+    expected = 0.01 * np.repeat([1.0, 0.3, 0.09], [15, 15, 5])
+    assert stepped.history_["lr"] == pytest.approx(expected, rel=1e-6)
+    falls = np.diff(restarted.history_["lr"]) < 0
+    assert (~falls).nonzero()[0].tolist() == [4, 14]  # cycles of 5, 10 and 20 epochs
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_predicts_nearly_the_same(data, precision):
     X, y = data
@@ -335,7 +347,7 @@ def test_divergence_gives_advice(data):
 def test_parameters_from_text():
     parsed = parse_params(MLPHeadClassifier, {"hidden": "512,256", "norm": "batch", "lr": "3e-4"})
     assert parsed == {"hidden": (512, 256), "norm": "batch", "lr": 3e-4}
-    for name, value in (("hidden", "0"), ("norm", "group"), ("dropout", "1"), ("schedule", "step"), ("members", 0)):
+    for name, value in (("hidden", "0"), ("norm", "group"), ("dropout", "1"), ("schedule", "linear"), ("members", 0)):
         with pytest.raises(HeadError, match=f"mlp: {name}="):
             parse_params(MLPHeadClassifier, {name: value})
 

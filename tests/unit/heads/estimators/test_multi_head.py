@@ -117,7 +117,7 @@ def reference(probes: list[Probe], rows: Rows, plan: Plan) -> tuple[list[NDArray
         order = train[torch.randperm(len(train), generator=generator_of(plan.seed, 0, "order", epoch))]
         for step in range(steps):
             batch = order[len(train) * step // steps : len(train) * (step + 1) // steps]
-            factor = schedule_factor(plan.schedule, epoch * steps + step, steps * plan.max_epochs, 0.1)
+            factor = schedule_factor(plan.schedule, epoch * steps + step, steps * plan.max_epochs, 0.1, plan.max_epochs)
             for group, lr in zip(optimizer.param_groups, peak, strict=True):
                 group["lr"] = lr * factor
             optimizer.zero_grad()
@@ -135,7 +135,7 @@ def reference(probes: list[Probe], rows: Rows, plan: Plan) -> tuple[list[NDArray
 
 @pytest.mark.parametrize(
     ("schedule", "monitored", "init"),
-    [("cosine", True, "xavier"), ("constant", False, "xavier"), ("cosine", True, "zeros")],
+    [("cosine", True, "xavier"), ("constant", False, "xavier"), ("cosine", True, "zeros"), ("step", False, "zeros")],
 )
 def test_equals_a_loop_over_torch_modules(schedule: Any, monitored: bool, init: Any) -> None:
     probes = make_probes()
