@@ -29,7 +29,7 @@ from heads.training.optimizer import Optimizer
 from heads.training.plan import Fold, Recipe, Regime, Rows, TrainedModel
 from heads.training.precision import Precision
 
-Sampler = Literal["shuffle", "weighted"]
+Sampler = Literal["shuffle", "weighted", "balanced"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -241,6 +241,8 @@ class _Planner:
         )
         shift, scale = head._scaling()
         y = self._spread_out(goal.y)
+        if head.sampler == "balanced":
+            _refuse_missing_class(head, self._training, monitors)
         return [
             Fold(
                 train=self._rows[~monitor],
@@ -250,6 +252,7 @@ class _Planner:
                 scale=scale,
                 y=y,
                 chance=_chance(self._training.y[~monitor]) if head.sampler == "weighted" else None,
+                stratum=self._training.y[~monitor] if head.sampler == "balanced" else None,
                 number=member,
             )
             for member, monitor in enumerate(monitors)
@@ -266,6 +269,25 @@ def _chance(codes: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return 1 / size of its class for each row."""
     chance: NDArray[np.float64] = 1 / np.bincount(codes)[codes]
     return chance
+
+
+def _refuse_missing_class(head: NetworkHead, training: Training, monitors: Sequence[NDArray[np.bool_]]) -> None:
+    """Refuse members that have a class in their inner split only, which no batch could hold a share of.
+
+    Raises
+    ------
+    HeadError
+        If there is one.
+    """
+    for member, monitor in enumerate(monitors):
+        counts = np.bincount(training.y[~monitor], minlength=training.classes)
+        if not counts.all():
+            missing = int(counts.argmin())
+            raise HeadError(
+                f"{head.name}: sampler=balanced needs rows of every class to learn from, and the inner split of member "
+                f"{member} holds all {(training.y == missing).sum()} of class {missing}, counted from 0; use "
+                f"sampler=shuffle, validation_fraction=0, or more groups of that class"
+            )
 
 
 def _train(plans: Sequence[_Plan], X: Floats) -> list[list[TrainedModel | HeadError]]:

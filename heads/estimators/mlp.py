@@ -108,7 +108,8 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
         among the training rows of each label, or None.
     sampler
         ``shuffle`` takes each row once per epoch; ``weighted`` draws as many rows with replacement, each
-        class equally often.
+        class equally often; ``balanced`` does so in every batch, which holds the classes in equal shares as exactly
+        as its size allows.
     lr, weight_decay
         Peak learning rate and weight decay.
     optimizer
@@ -226,14 +227,14 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
                 f"{self.name}: pos_weight={self.pos_weight} needs positives, and the task is multiclass; "
                 "use class_weight=balanced"
             )
-        if self.sampler == "weighted" and training.kind == "multilabel":
+        if self.sampler != "shuffle" and training.kind == "multilabel":
             raise HeadError(
-                f"{self.name}: sampler=weighted needs one label per row, and the task is multilabel; "
+                f"{self.name}: sampler={self.sampler} needs one label per row, and the task is multilabel; "
                 "use pos_weight=balanced"
             )
         corrections = {
             "class_weight=balanced": self.class_weight is not None,
-            "sampler=weighted": self.sampler == "weighted",
+            f"sampler={self.sampler}": self.sampler != "shuffle",
             f"pos_weight={self.pos_weight}": self.pos_weight is not None,
             f"focal_gamma={self.focal_gamma:g}": self.focal_gamma > 0,
         }

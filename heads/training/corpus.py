@@ -34,8 +34,9 @@ class Corpus:
         exact = torch.float64 if features.dtype == torch.float64 else torch.float32
         self.shift = None if fold.shift is None else as_tensor(fold.shift, device).to(exact)
         self.scale = None if fold.scale is None else as_tensor(fold.scale, device).to(exact)
-        # Rows are drawn by weight, or all are taken in a random order.
+        # Rows are drawn by weight or class by class, or all are taken in a random order.
         self.chance = None if fold.chance is None else torch.from_numpy(np.cumsum(fold.chance / fold.chance.sum()))
+        self.classes = None if fold.stratum is None else _Classes(fold.stratum)
 
         steps = -(-rows // batch_size)
         slots = _round_up(-(-rows // steps), _SLOTS)
@@ -49,12 +50,18 @@ class Corpus:
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Return the rows of every batch of an epoch, shape (steps, slots)."""
-        if self.chance is None:
-            drawn = torch.randperm(len(self.train), generator=generator)
-        else:
-            uniform = torch.rand(len(self.train), generator=generator, dtype=torch.float64)
-            drawn = torch.searchsorted(self.chance, uniform, right=True).clamp(max=len(self.train) - 1)
-        return self.train[drawn][self._slots].to(self.features.device)
+        return self.train[self._drawn(generator)][self._slots].to(self.features.device)
+
+    def _drawn(self, generator: torch.Generator) -> Tensor:
+        """Return the places in the fold of an epoch's rows, batch after batch."""
+        rows = len(self.train)
+        if self.chance is None and self.classes is None:
+            return torch.randperm(rows, generator=generator)
+        uniform = torch.rand(rows, generator=generator, dtype=torch.float64)
+        if self.classes is not None:
+            return self.classes.places(uniform)
+        assert self.chance is not None  # rows are drawn by weight
+        return torch.searchsorted(self.chance, uniform, right=True).clamp(max=rows - 1)
 
     def features_of(self, rows: Tensor, out: Tensor) -> None:
         """Write the features of some rows to a tensor (b, d)."""
@@ -82,6 +89,28 @@ class Corpus:
         known = (~absent).sum(dim=0).clamp(min=1)
         centred = torch.where(absent, 0.0, x - x.nansum(dim=0) / known)
         return torch.sqrt(centred.square().sum(dim=0) / known)
+
+
+class _Classes:
+    """The rows of each class, drawn class by class in turn.
+
+    Any stretch of what is drawn holds the classes in equal shares, up to one row each.
+
+    Parameters
+    ----------
+    stratum
+        The class of each row; each class has one row or more.
+    """
+
+    def __init__(self, stratum: Rows) -> None:
+        self._rows = torch.from_numpy(np.argsort(stratum, kind="stable"))
+        self._sizes = torch.from_numpy(np.bincount(stratum))
+        self._starts = self._sizes.cumsum(0) - self._sizes
+
+    def places(self, uniform: Tensor) -> Tensor:
+        """Return as many rows as there are numbers in [0, 1)."""
+        code = torch.arange(len(uniform)) % len(self._sizes)
+        return self._rows[self._starts[code] + (uniform * self._sizes[code]).long()]
 
 
 class Targets:

@@ -34,6 +34,9 @@ class Fold:
     chance
         How likely each of `train` is to be drawn, of any sum: as many rows as there are in `train` are drawn
         per epoch, with replacement. None to take each row once.
+    stratum
+        The class of each of `train`, counted from 0: every batch holds the classes in equal shares, as exactly as
+        its size allows, and the rows of each are drawn with replacement. None to take rows as they come.
     number
         The fold's name in the random streams.
     """
@@ -45,6 +48,7 @@ class Fold:
     scale: Floats | None = None
     y: NDArray[Any] | None = None
     chance: Floats | None = None
+    stratum: Rows | None = None
     number: int = 0
 
 

@@ -11,6 +11,7 @@ import torch
 
 from heads.batched import logits_of, train_many, train_one
 from heads.errors import HeadError
+from heads.training.corpus import Corpus, Stream, Targets
 from heads.training.course import Course, schedule_factor
 from heads.training.layers import Draws, TrainingPass, _BatchNorm, batch_norm
 from heads.training.optimizer import StackedOptimizer
@@ -507,6 +508,36 @@ def test_weighted_draws_are_seeded_and_even_out_the_classes():
     assert torch.equal(torch.stack(seen[:20]), torch.stack(seen[20:]))
     assert all(len(batch) == 1000 for batch in seen)
     assert torch.cat(seen).mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(("sizes", "batch_size"), [((97, 3), 10), ((90, 11), 7), ((60, 30, 9, 1), 32), ((5, 4, 3), 2)])
+def test_every_batch_holds_the_classes_in_equal_shares(sizes, batch_size):
+    y = np.repeat(np.arange(len(sizes)), sizes)
+    train = np.random.default_rng(0).permutation(len(y))
+    fold = Fold(train=train, stratum=y[train])
+    features = torch.zeros(len(y), 1)
+    corpus = Corpus(fold, features, Targets(y, features.device), batch_size)
+    drawn = []
+    for epoch in range(30):
+        stream, again = Stream(0, corpus), Stream(0, corpus)
+        stream.begin(epoch)
+        again.begin(epoch)
+        assert torch.equal(stream.order, again.order)
+        for rows, real in zip(stream.order, corpus.real, strict=True):
+            batch = rows[real > 0].numpy()
+            counts = np.bincount(y[batch], minlength=len(sizes))
+            assert counts.sum() <= batch_size
+            assert counts.max() - counts.min() <= 1
+            drawn.append(batch)
+        taken = np.bincount(y[np.concatenate(drawn[-corpus.layout[0] :])], minlength=len(sizes))
+        assert taken.max() - taken.min() <= 1
+    times = np.bincount(np.concatenate(drawn), minlength=len(y))
+    size = np.repeat(sizes, sizes)
+    expected = 30 * len(y) / len(sizes) / size
+    # Draws with replacement: each row's count is binomial, of as many draws as its class has, up to one per epoch.
+    assert (np.abs(times - expected) <= 5 * np.sqrt(expected) + 30 / size).all()
+    first, second, *_ = np.array_split(np.concatenate(drawn), 30)
+    assert (first != second).any()
 
 
 def test_half_precision_and_read_only_features(data):

@@ -47,6 +47,7 @@ def jobs() -> list[dict[str, object]]:
         {**SMALL, "input_noise": 0.2, "focal_gamma": 1.0, "random_state": 3},
         {**SMALL, "hidden": (8, 4), "norm": "batch"},
         {**SMALL, "lr": -1.0},
+        {**SMALL, "sampler": "balanced", "batch_size": 31},
         {**SMALL, "optimizer": "adam", "batch_size": 20, "validation_fraction": 0.2},
         {**SMALL, "standardize": False, "class_weight": "balanced", "members": 1},
     ]
@@ -67,8 +68,8 @@ def target_of(kind: str, X: np.ndarray, y: np.ndarray) -> np.ndarray:
 def test_fits_together_equal_fits_one_by_one(data, jobs, kind):
     X, y = data
     made = MLPHeadRegressor if kind == "regression" else MLPHeadClassifier
-    for_regression = {"label_smoothing", "focal_gamma", "class_weight"} if kind == "regression" else set()
-    params = [{k: v for k, v in each.items() if k not in for_regression} for each in jobs]
+    unfit = {"regression": {"label_smoothing", "focal_gamma", "class_weight", "sampler"}, "multilabel": {"sampler"}}
+    params = [{k: v for k, v in each.items() if k not in unfit.get(kind, ())} for each in jobs]
     target, groups = target_of(kind, X, y), np.arange(150) // 2
     folds = [np.arange(100), np.arange(40, 150), np.arange(50)]
     pairs = [(each, rows) for each in params for rows in folds]
@@ -138,6 +139,31 @@ def test_several_corrections_of_imbalance_are_remarked_on(data):
         head = MLPHeadClassifier(**SMALL, class_weight="balanced", sampler="weighted", focal_gamma=2.0).fit(X, y)
     assert len(head.notes_) == 1
     assert MLPHeadClassifier(**SMALL, sampler="weighted").fit(X, y).notes_ == []
+    with pytest.warns(HeadWarning, match="sampler=balanced, pos_weight=balanced correct imbalance 2 times"):
+        MLPHeadClassifier(**SMALL, sampler="balanced", pos_weight="balanced").fit(X, y == 0)
+
+
+def test_balanced_batches_favour_the_rare_class(data):
+    X, y = data
+    rare = ((y == 0) & (X[:, 0] > np.quantile(X[:, 0], 0.6))).astype(int)
+    plain, balanced = (
+        MLPHeadClassifier(**SMALL, members=1, sampler=sampler).fit(X, rare).predict_proba(X)[:, 1].mean()
+        for sampler in ("shuffle", "balanced")
+    )
+    assert balanced > plain + 0.02
+
+
+def test_balanced_batches_of_a_class_that_is_not_learned_from_are_refused(data):
+    X, y = data
+    y = np.where(np.arange(150) < 3, 2, y % 2)
+    groups = np.where(y == 2, 1000, np.arange(150))  # in one group, which some inner split holds
+    head = MLPHeadClassifier(**SMALL, sampler="balanced", validation_fraction=0.5, members=10)
+    message = "mlp: sampler=balanced needs rows of every class.*holds all 3 of class 2"
+    with pytest.raises(HeadError, match=message):
+        head.fit(X, y, groups=groups)
+    (result,) = fit_many([Job(head, np.arange(150))], X, y, groups=groups)
+    assert isinstance(result, HeadError)
+    assert "sampler=balanced" in str(result)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +171,7 @@ def test_several_corrections_of_imbalance_are_remarked_on(data):
     [
         ("multiclass", {"pos_weight": 2.0}, "use class_weight=balanced"),
         ("multilabel", {"sampler": "weighted"}, "use pos_weight=balanced"),
+        ("multilabel", {"sampler": "balanced"}, "sampler=balanced needs one label per row.*use pos_weight=balanced"),
     ],
 )
 def test_corrections_that_a_task_does_not_have_are_refused(data, kind, params, message):
