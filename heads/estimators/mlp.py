@@ -28,7 +28,7 @@ from heads.losses import LossName
 from heads.training.course import Schedule
 from heads.training.members import center_and_spread
 from heads.training.optimizer import Optimizer
-from heads.training.perceptron import Activation, Norm, Order, Perceptron
+from heads.training.perceptron import Activation, InputNorm, Norm, Order, Perceptron
 from heads.training.plan import Recipe
 from heads.training.precision import Precision
 
@@ -44,6 +44,7 @@ class _PerceptronHead(NetworkHead):
     activation: Activation
     norm: Norm
     order: Order
+    input_norm: InputNorm
 
     name = "mlp"
 
@@ -67,6 +68,7 @@ class _PerceptronHead(NetworkHead):
             norm=self.norm,
             order=self.order,
             logit_shifts=getattr(self, "logit_shifts", False),
+            input_norm=self.input_norm,
         )
 
 
@@ -78,6 +80,10 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
         hidden=512,256,128 order=linear-activation-norm norm=batch dropout=0.3 logit_shifts=true
         optimizer=adam lr=1e-3 weight_decay=1e-4 batch_size=32 max_epochs=50 patience=50 schedule=plateau
         members=1 standardize=false
+
+    Another, one hidden layer behind a norm of the embedding as it is, by these::
+
+        hidden=256 norm=none input_norm=layer dropout=0.5 members=1 standardize=false
 
     Several corrections of imbalance (`class_weight`, `pos_weight`, `sampler`, `focal_gamma`) add up, and
     the head says so.
@@ -96,6 +102,8 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
         Share of hidden activations dropped in training.
     input_noise
         Standard deviation of Gaussian noise on the features in training, relative to that of each feature.
+    input_norm
+        ``layer`` brings each embedding to mean 0 and variance 1, then scales and shifts it by learned vectors.
     logit_shifts
         Whether a learned vector is subtracted from the logits. It can express nothing that the last
         bias cannot, but is part of published baselines.
@@ -163,6 +171,7 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
         order: Order = "linear-norm-activation",
         dropout: Fraction = 0.5,
         input_noise: NotNegative = 0.0,
+        input_norm: InputNorm = "none",
         logit_shifts: bool = False,
         label_smoothing: Fraction = 0.0,
         focal_gamma: NotNegative = 0.0,
@@ -191,6 +200,7 @@ class MLPHeadClassifier(_PerceptronHead, ClassifierHead):
         self.order = order
         self.dropout = dropout
         self.input_noise = input_noise
+        self.input_norm = input_norm
         self.logit_shifts = logit_shifts
         self.label_smoothing = label_smoothing
         self.focal_gamma = focal_gamma
@@ -269,7 +279,7 @@ class MLPHeadRegressor(_PerceptronHead, RegressorHead):
 
     Parameters
     ----------
-    hidden, activation, norm, order, dropout, input_noise
+    hidden, activation, norm, order, dropout, input_noise, input_norm
         The network, as for `MLPHeadClassifier`.
     loss
         ``huber``, ``mse`` or ``mae``.
@@ -299,6 +309,7 @@ class MLPHeadRegressor(_PerceptronHead, RegressorHead):
         order: Order = "linear-norm-activation",
         dropout: Fraction = 0.5,
         input_noise: NotNegative = 0.0,
+        input_norm: InputNorm = "none",
         loss: Literal["huber", "mse", "mae"] = "huber",
         huber_delta: Positive = 1.0,
         lr: Positive = 1e-3,
@@ -323,6 +334,7 @@ class MLPHeadRegressor(_PerceptronHead, RegressorHead):
         self.order = order
         self.dropout = dropout
         self.input_noise = input_noise
+        self.input_norm = input_norm
         self.loss = loss
         self.huber_delta = huber_delta
         self.lr = lr

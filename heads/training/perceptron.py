@@ -13,6 +13,7 @@ from torch.nn.functional import gelu, relu
 from heads.training.layers import TrainingPass, batch_norm, layer_norm, linear, uniform_linear
 
 Norm = Literal["layer", "batch", "none"]
+InputNorm = Literal["none", "layer"]
 Activation = Literal["relu", "gelu"]
 Order = Literal["linear-norm-activation", "linear-activation-norm"]
 
@@ -93,7 +94,7 @@ class HiddenLayers:
 
 @dataclass(frozen=True, kw_only=True)
 class Perceptron:
-    """A multilayer perceptron: hidden layers of linear, norm, activation and dropout, then a linear one.
+    """A multilayer perceptron: maybe a norm, hidden layers of linear, norm, activation and dropout, then a linear one.
 
     Attributes
     ----------
@@ -105,6 +106,8 @@ class Perceptron:
         What each hidden layer is made of; dropout always comes last.
     logit_shifts
         Whether a learned vector is subtracted from the logits.
+    input_norm
+        ``layer``: each embedding is first brought to mean 0 and variance 1, then scaled and shifted by learned vectors.
     """
 
     inputs: int
@@ -114,6 +117,7 @@ class Perceptron:
     norm: Norm = "layer"
     order: Order = "linear-norm-activation"
     logit_shifts: bool = False
+    input_norm: InputNorm = "none"
 
     @property
     def layers(self) -> HiddenLayers:
@@ -129,6 +133,8 @@ class Perceptron:
         weights["logits.weight"], weights["logits.bias"] = uniform_linear(last, self.outputs, generator)
         if self.logit_shifts:
             weights["logits.shifts"] = torch.zeros(self.outputs)
+        if self.input_norm == "layer":
+            weights["input.norm.gain"], weights["input.norm.bias"] = torch.ones(self.inputs), torch.zeros(self.inputs)
         return weights
 
     def running(self) -> dict[str, Tensor]:
@@ -137,6 +143,8 @@ class Perceptron:
 
     def forward(self, state: Mapping[str, Tensor], x: Tensor, training: TrainingPass | None) -> Tensor:
         """Return logits (G, b, outputs) of features (G, b, inputs)."""
+        if self.input_norm == "layer":
+            x = layer_norm(x, state["input.norm.gain"], state["input.norm.bias"])
         x = self.layers.forward(state, x, training)
         logits = linear(x, state["logits.weight"], state["logits.bias"])
         return logits - state["logits.shifts"][:, None] if self.logit_shifts else logits

@@ -49,6 +49,7 @@ def jobs() -> list[dict[str, object]]:
         {**SMALL, "lr": -1.0},
         {**SMALL, "sampler": "balanced", "batch_size": 31},
         {**SMALL, "optimizer": "adam", "batch_size": 20, "validation_fraction": 0.2},
+        {**SMALL, "input_norm": "layer"},
         {**SMALL, "standardize": False, "class_weight": "balanced", "members": 1},
     ]
 
@@ -241,6 +242,35 @@ def test_the_baseline_has_as_many_parameters_as_its_formula():
     )
     weights = architecture.initial(torch.Generator().manual_seed(0))
     assert sum(value.numel() for value in weights.values()) == linear + 2 * (a + b + c) + labels == 561_564
+
+
+@pytest.mark.parametrize(("inputs", "count"), [(512, 132_866), (1024, 264_962)])
+def test_published_classifiers_behind_an_input_norm_have_as_many_parameters_as_torchs(inputs, count):
+    theirs = torch.nn.Sequential(
+        torch.nn.LayerNorm(inputs), torch.nn.Linear(inputs, 256), torch.nn.ReLU(), torch.nn.Linear(256, 2)
+    )
+    ours = Perceptron(inputs=inputs, outputs=2, hidden=(256,), norm="none", input_norm="layer")
+    weights = ours.initial(torch.Generator().manual_seed(0))
+    assert sum(value.numel() for value in weights.values()) == sum(p.numel() for p in theirs.parameters()) == count
+
+
+def test_an_input_norm_is_that_of_torch_and_is_learned(data):
+    X, y = data
+    head = MLPHeadClassifier(**SMALL, norm="none", input_norm="layer", members=1, standardize=False).fit(X, y)
+    weights = {name: torch.from_numpy(value[0]) for name, value in head.weights_.items()}
+    network = torch.nn.Sequential(
+        torch.nn.LayerNorm(8), torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(16, 3)
+    ).eval()
+    gain, bias = weights["input.norm.gain"], weights["input.norm.bias"]
+    network[0].load_state_dict({"weight": gain, "bias": bias})
+    for layer, name in ((1, "0"), (4, "logits")):
+        network[layer].load_state_dict({"weight": weights[f"{name}.weight"].T, "bias": weights[f"{name}.bias"]})
+    theirs = network(torch.from_numpy(X)).softmax(dim=1).detach().numpy()
+    np.testing.assert_allclose(head.predict_proba(X), theirs, atol=1e-6)
+    assert (gain != 1).all()
+    assert (bias != 0).all()
+    rescaled = MLPHeadClassifier(**head.get_params()).fit(3 * X + 1, y).predict_proba(3 * X + 1)
+    np.testing.assert_allclose(rescaled, head.predict_proba(X), atol=1e-3)  # what a norm takes away
 
 
 @pytest.mark.parametrize("order", ["linear-activation-norm", "linear-norm-activation"])
