@@ -216,6 +216,8 @@ def predict(config: PredictConfig, *, as_json: Json = False) -> None:
         result = predict_run(config, progress=progress)
     beside = f", their neighbours to {result.neighbours}" if result.neighbours else ""
     _print(result.to_dict() if as_json else f"{result.rows} predictions written to {config.out}{beside}")
+    for reason, names in result.masked.items():
+        _say(f"{len(names)} samples are predicted from their other embeddings ({reason})")
     _list_failures(result.failures)
     if result.failures:
         raise typer.Exit(PARTLY_FAILED)

@@ -81,6 +81,10 @@ class FitConfig(PromptOptions, FittingConfig):
     head: str = Field(default="linear", description="the head; `frostline heads` lists them")
     set: Settings = Field(default={}, description="a parameter of the head, key=value")
     normalize: Literal["none", "l2"] = Field(default="none", description="scale each embedding to unit length")
+    missing: Literal["drop", "mask"] = Field(
+        default="drop",
+        description="drop samples that lack an encoder's embedding, or mask what they lack, for fusion heads",
+    )
     calibration: Literal["none", "temperature", "isotonic"] = Field(
         default="none",
         description="learned out of fold; isotonic wants 1,000 rows or more",

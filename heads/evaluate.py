@@ -23,6 +23,7 @@ from heads.evaluation.per_target import evaluate_task
 from heads.evaluation.scoring import scores_of
 from heads.evaluation.seal import Openings, open_test, run_digest
 from heads.labelled import Labelled, label
+from heads.loading import masked_remark
 from heads.record import RunRecord
 from heads.run import read_trained
 from heads.samples import encode_samples
@@ -102,6 +103,7 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
     if not len(rows):
         raise SplitError(f"{config.manifest}: column {column!r} has no labelled row of split {config.split!r}")
     warnings = _trained_on(config, data, rows) if bundle.head.learns_from_rows else []
+    warnings += masked_remark(data.take(rows, "not evaluated"))
     openings = None if config.split in ("train", "val") else _opened(store, data, rows, record, command)
     if openings:
         progress.note(openings.explain())

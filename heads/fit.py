@@ -41,9 +41,9 @@ from heads.evaluation.judging import Judged, judge, judge_calibration, judge_set
 from heads.evaluation.recalibration import Recalibration
 from heads.evaluation.scoring import Scores, scores_of
 from heads.evaluation.seal import Openings, open_test, run_digest
-from heads.inputs import Normalize
+from heads.inputs import Missing, Normalize
 from heads.labelled import Labelled
-from heads.loading import counts, few_per_label, few_remarks, gate, load, pooling_remark, unused_split
+from heads.loading import counts, few_per_label, few_remarks, gate, load, masked_remark, pooling_remark, unused_split
 from heads.many import Job, fit_many
 from heads.pages.report import write_plots, write_report
 from heads.record import RunRecord
@@ -150,7 +150,8 @@ def fit_labelled(
         decisions,
         folder,
         normalize=config.normalize,
-        remarks=[*remarks, *few_remarks(config, data), *_sealed(config, data)],
+        missing=config.missing,
+        remarks=[*remarks, *masked_remark(data), *few_remarks(config, data), *_sealed(config, data)],
         openings=openings,
         command=command,
         started=started,
@@ -167,6 +168,7 @@ def write_judged(
     folder: Path,
     *,
     normalize: Normalize,
+    missing: Missing = "drop",
     remarks: Sequence[str],
     openings: Openings | None,
     command: str,
@@ -185,6 +187,8 @@ def write_judged(
         Where to write.
     normalize
         How the features were scaled.
+    missing
+        What became of samples that lack some of their embeddings.
     openings
         How often the test rows have been opened; None if they were not.
     remarks, command, progress
@@ -220,7 +224,7 @@ def write_judged(
         openings=openings.to_dict() if openings else {},
         timings={"total_seconds": time.perf_counter() - started, "fit_seconds": fitted.seconds},
     )
-    write_run(folder, config, data, fitted, decisions, record, progress, normalize=normalize)
+    write_run(folder, config, data, fitted, decisions, record, progress, normalize=normalize, missing=missing)
     return record
 
 
@@ -275,6 +279,7 @@ def write_run(
     progress: Progress,
     *,
     normalize: Normalize,
+    missing: Missing = "drop",
 ) -> None:
     """Write everything that a run directory holds."""
     progress.stage("plots and report", 2)
@@ -299,6 +304,7 @@ def write_run(
         extra={
             **decisions.to_extra(),
             "normalize": normalize,
+            "missing": missing,
             "prompts": record.prompts,
             "bag": data.manifest.roles.get("bag"),
         },

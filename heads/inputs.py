@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from heads.bags import Bags, Offsets
 from heads.errors import HeadError
 
 Normalize = Literal["none", "l2"]
+Missing = Literal["drop", "mask"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +57,17 @@ class Inputs:
     Attributes
     ----------
     manifest
-        The samples that every encoder has an embedding of, in manifest order.
+        The samples that every encoder has an embedding of, or any where masked, in manifest order.
     X
-        Their embeddings side by side, float32, shape (n, d); bags of them where features are ragged.
+        Their embeddings side by side, float32, shape (n, d), NaN where masked; bags of them where features are ragged.
     keys
-        The content keys of the first encoder's inputs, shape (n, 2).
+        The content keys of the first encoder's inputs, or of the first that a sample has, shape (n, 2).
     blocks
         One entry per encoder.
     dropped
         Samples left out: reason to ids.
+    masked
+        Samples kept without the embedding of some encoders: reason to ids.
     """
 
     manifest: Manifest
@@ -72,6 +75,7 @@ class Inputs:
     keys: Keys
     blocks: tuple[Block, ...]
     dropped: Mapping[str, tuple[str, ...]]
+    masked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def find_features(
@@ -119,6 +123,7 @@ def load_inputs(
     *,
     failed: Sequence[Mapping[bytes, Failure]],
     normalize: Normalize = "none",
+    missing: Missing = "drop",
     workers: int = 4,
     progress: Progress | None = None,
 ) -> Inputs:
@@ -136,6 +141,8 @@ def load_inputs(
         For each of `features`, the ledger's entries by key: samples that could not be encoded.
     normalize
         ``l2`` scales every embedding of every encoder to unit length.
+    missing
+        ``drop`` leaves out samples that lack the embedding of any encoder, ``mask`` those that lack all of them.
     workers
         Threads that read files whose key is not known.
     progress
@@ -144,12 +151,16 @@ def load_inputs(
     Raises
     ------
     FeaturesMissing
-        If samples were never encoded; those that failed to encode are dropped and listed instead.
+        If samples were never encoded; those that failed to encode are dropped or masked, and listed, instead.
+    HeadError
+        If a sample is masked that has several embeddings by another encoder.
     """
     keys = [_keys(manifest, each, cache, workers, progress or Silent()) for each in features]
-    dropped: dict[str, tuple[str, ...]] = {}
-    keep = np.ones(len(manifest), bool)
-    for each, name, (columns, problem), ledger in zip(features, encoders, keys, failed, strict=True):
+    lacking: dict[str, list[int]] = {}
+    there = np.ones((len(features), len(manifest)), bool)
+    for number, (each, name, (columns, problem), ledger) in enumerate(
+        zip(features, encoders, keys, failed, strict=True)
+    ):
         stored = each.contains(columns)
         for i in np.flatnonzero(~stored):
             failure = ledger.get(key_bytes(columns[i]))
@@ -163,14 +174,18 @@ def load_inputs(
                 f"(first: {shown}); run: frostline extract {manifest.path} --encoder {name} --store <DIR>"
             )
         for reason in sorted(set(problem.values())):
-            ids = tuple(manifest.ids[i] for i in sorted(problem) if problem[i] == reason)
-            dropped[f"{name}: {reason}"] = ids
-        keep[list(problem)] = False
+            lacking[f"{name}: {reason}"] = [i for i in sorted(problem) if problem[i] == reason]
+        there[number, list(problem)] = False
+    keep = (np.logical_or if missing == "mask" else np.logical_and).reduce(there)
     kept = np.flatnonzero(keep)
+    dropped, masked = (_listed(manifest, lacking, where) for where in (~keep, keep))
     if not len(kept):
         why = "; ".join(f"{reason} ({len(ids)})" for reason, ids in dropped.items())
         raise FeaturesMissing(f"{manifest.path}: none of {len(manifest)} samples has features of every encoder: {why}")
-    taken = [_values(each, columns[kept]) for each, (columns, _) in zip(features, keys, strict=True)]
+    taken = [
+        _values(each, columns[kept], present[kept])
+        for each, (columns, _), present in zip(features, keys, there, strict=True)
+    ]
     blocks = [values for values, _ in taken]
     if normalize == "l2":
         blocks = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in blocks]
@@ -180,16 +195,41 @@ def load_inputs(
     return Inputs(
         manifest=manifest.select([int(i) for i in kept]),
         X=X if offsets is None else Bags(X, offsets),
-        keys=keys[0][0][kept],
+        keys=_first_keys([columns[kept] for columns, _ in keys]),
         blocks=tuple(block_of(each, name) for each, name in zip(features, encoders, strict=True)),
         dropped=dropped,
+        masked=masked,
     )
 
 
-def _values(features: Features, keys: Keys) -> tuple[NDArray[np.float32], Offsets | None]:
-    """Return the embeddings of some samples, and where each sample's begin if there are several per sample."""
+def _listed(
+    manifest: Manifest, lacking: Mapping[str, Sequence[int]], where: NDArray[np.bool_]
+) -> dict[str, tuple[str, ...]]:
+    """Return the ids of samples by reason, of some samples only."""
+    found = {reason: tuple(manifest.ids[i] for i in at if where[i]) for reason, at in lacking.items()}
+    return {reason: ids for reason, ids in found.items() if ids}
+
+
+def _first_keys(keys: Sequence[Keys]) -> Keys:
+    """Return, for each sample, the first of its content keys that is not zero."""
+    first = keys[0].copy()
+    for other in keys[1:]:
+        none = ~first.any(axis=1)
+        first[none] = other[none]
+    return first
+
+
+def _values(features: Features, keys: Keys, there: NDArray[np.bool_]) -> tuple[NDArray[np.float32], Offsets | None]:
+    """Return the embeddings of some samples, NaN where not there, and where each sample's begin if it has several."""
     if not features.info.ragged:
-        return features.take(keys, checked=True).astype(np.float32), None
+        values = np.full((len(keys), features.dim), np.nan, np.float32)
+        values[there] = features.take(keys[there], checked=True)
+        return values, None
+    if not there.all():
+        raise HeadError(
+            f"--missing mask: {features.spec.modality} features come in several per sample, of which none can be "
+            f"masked; use --missing drop"
+        )
     ragged = features.take_bags(keys)
     return ragged.values.astype(np.float32), ragged.offsets
 

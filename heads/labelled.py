@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from data.task import Targets, Task, labelled
 from featurestore.store import FeatureStore
 from heads.bags import Bags
 from heads.context import Context
-from heads.inputs import Block, Inputs, Normalize, find_features, load_inputs
+from heads.inputs import Block, Inputs, Missing, Normalize, find_features, load_inputs
 from heads.prompts import PromptSet
 from heads.samples import Instances, agreed, bags_of, samples_of
 
@@ -73,6 +73,8 @@ class Labelled:
         Samples left out: reason to ids.
     prompts
         The prompts of the classes, if there are any.
+    masked
+        Samples whose embeddings by some encoder are missing: reason to ids, which may name dropped ones as well.
     """
 
     manifest: Manifest
@@ -88,6 +90,7 @@ class Labelled:
     leakage: LeakageReport
     dropped: Mapping[str, tuple[str, ...]]
     prompts: PromptSet | None = None
+    masked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def with_prompts(self, prompts: PromptSet | None) -> Labelled:
         """Return the same data with the prompts of the classes, which heads are told of."""
@@ -122,6 +125,7 @@ def join_features(
     pooling: str | None,
     precision: str | None,
     normalize: Normalize,
+    missing: Missing = "drop",
     progress: Progress,
 ) -> Inputs:
     """Join the stored features of some encoders to a manifest; see `load_inputs`.
@@ -136,6 +140,7 @@ def join_features(
         FileCache(store.files_cache),
         failed=[store.ledger(each.group).failures() for each in features],
         normalize=normalize,
+        missing=missing,
         workers=os.cpu_count() or 1,
         progress=progress,
     )
@@ -207,6 +212,7 @@ def label(
         context=Context(blocks=tuple(block.dim for block in inputs.blocks), targets=task.parts),
         leakage=audit(split, groups.tolist(), instances.keys, near, rows.ids, labels=_label_texts(rows, task)),
         dropped=dropped,
+        masked=inputs.masked,
     )
 
 
@@ -248,12 +254,13 @@ def _near_duplicates(
     """Return which samples have nearly the same content.
 
     Images are compared by perceptual hash and texts by their normalised words; where neither can be
-    read (imported features), embeddings that point in the same direction are taken as the same.
+    read (imported features), embeddings that point in the same direction are taken as the same. A sample
+    that is kept without such content is near to none.
     """
-    texts = [source.text for source in manifest.sources if source is not None and source.text is not None]
-    if len(texts) == len(manifest):
-        return near_pairs_by_text(texts)
-    if all(source is not None and source.modality == "image" and _exists(source.path) for source in manifest.sources):
+    sources = [source for source in manifest.sources if source is not None]
+    if sources and all(source.text is not None for source in sources):
+        return near_pairs_by_text([None if source is None else source.text for source in manifest.sources])
+    if sources and all(source.modality == "image" and _exists(source.path) for source in sources):
         progress.stage("perceptual hashes", len(manifest))
         hashes = perceptual_hashes(
             manifest.sources,
@@ -264,7 +271,7 @@ def _near_duplicates(
             progress=progress.advance,
         )
         return near_pairs(hashes)
-    return near_pairs_by_embedding(X.mean() if isinstance(X, Bags) else X)
+    return near_pairs_by_embedding(X.mean() if isinstance(X, Bags) else np.nan_to_num(X))
 
 
 def _exists(path: Path | None) -> bool:

@@ -39,6 +39,7 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     # A wrong parameter is found before any file is read.
     parse_rule(config.threshold)
     head = make_head(config.head, task.kind, config.set, config.seed)
+    refuse_masked(config, head)
     if head.needs_prompts and config.prompt_encoder is None:
         raise HeadError(f"--head {head.name} needs the prompts of the classes; add --prompt-encoder")
     if config.prompt_encoder is not None and not (head.needs_prompts or head.uses_prompts):
@@ -55,6 +56,7 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
         pooling=config.pooling,
         precision=config.precision,
         normalize=config.normalize,
+        missing=config.missing,
         progress=progress,
     )
     if prompts is not None and head.compares_prompts:
@@ -63,6 +65,37 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     if config.sealed and not len(data.rows("test")):
         raise SplitError(f"--sealed: {config.manifest} has no test rows to leave sealed; name the split with --split")
     return data
+
+
+def refuse_masked(config: FitConfig, head: Head) -> None:
+    """Raise HeadError where samples would be masked that a head cannot do with, or nothing could be masked."""
+    if config.missing == "drop":
+        return
+    if not head.accepts_missing:
+        raise HeadError(
+            f"--missing mask: head {head.name} needs every embedding of a sample; "
+            f"use concat_fusion or weighted_sum, or --missing drop"
+        )
+    if len(config.encoder) < 2 or config.bag is not None:
+        why = "there is one --encoder" if config.bag is None else "a bag is the mean of the rows that it has"
+        raise HeadError(f"--missing mask: {why}, so there is nothing to mask; use --missing drop")
+
+
+def masked_remark(data: Labelled) -> list[str]:
+    """Remark on samples that are kept without some of their embeddings."""
+    found = masked_samples(data)
+    if not found:
+        return []
+    reasons = "; ".join(f"{reason}: {len(ids):,}" for reason, ids in found.items())
+    total = len({name for ids in found.values() for name in ids})
+    return [f"{total:,} of {len(data.y):,} samples lack a part of their embeddings, which is masked ({reasons})"]
+
+
+def masked_samples(data: Labelled) -> dict[str, list[str]]:
+    """Return the samples among the data that lack some of their embeddings: reason to ids."""
+    there = set(data.manifest.ids)
+    found = {reason: [name for name in ids if name in there] for reason, ids in data.masked.items()}
+    return {reason: ids for reason, ids in found.items() if ids}
 
 
 def _task_of(config: FitConfig, manifest: Manifest) -> Task:
@@ -189,6 +222,9 @@ def counts(data: Labelled) -> dict[str, Any]:
         "splits": splits,
         "dropped": dropped,
     }
+    masked = masked_samples(data)
+    if masked:
+        found["masked"] = {reason: {"count": len(ids), "ids": ids} for reason, ids in masked.items()}
     if isinstance(data.X, Bags):
         lengths = data.X.lengths
         found["instances"] = {"total": int(lengths.sum()), "fewest": int(lengths.min()), "most": int(lengths.max())}

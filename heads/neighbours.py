@@ -111,7 +111,7 @@ def nearest(X: NDArray[np.float32], training: NDArray[np.float32], k: int, *, bl
     Parameters
     ----------
     X, training
-        Features, shapes (q, d) and (n, d). A zero vector is alike to nothing: its cosines are 0.
+        Features, shapes (q, d) and (n, d). A zero vector, or a missing block, is alike to nothing: its cosines are 0.
     k
         How many; all of them if there are fewer.
     blocks
@@ -204,6 +204,7 @@ def _is_number(cell: str) -> bool:
 
 def _unit(X: NDArray[np.float32], blocks: Sequence[int]) -> NDArray[np.float32]:
     """Return rows whose products are the mean of the blocks' cosines."""
+    X = np.nan_to_num(X)  # missing blocks
     parts = np.split(X, np.cumsum(blocks)[:-1], axis=1) if len(blocks) > 1 else [X]
     lengths = [np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
     units = [part / np.where(length > 0, length, 1) for part, length in zip(parts, lengths, strict=True)]

@@ -57,6 +57,8 @@ class Predictions:
         The CSV file.
     failures
         Samples without a prediction: id, source, kind, message.
+    masked
+        Samples predicted without the embedding of some encoders: reason to ids.
     neighbours
         The CSV file of their nearest training samples; None if they were not asked for.
     """
@@ -64,6 +66,7 @@ class Predictions:
     rows: int
     out: str
     failures: tuple[Mapping[str, str], ...]
+    masked: Mapping[str, tuple[str, ...]]
     neighbours: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,7 +107,7 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
         failures = _encode_missing(config, manifest, bundle, store, progress)
         # Extraction has read every key, and said so.
         inputs = join_inputs(manifest, bundle, store, Silent())
-    failures = _without_content(inputs, failures) + failures
+    failures = _unpredicted(inputs, _without_content(inputs, failures) + failures)
     kept, instances, samples = samples_of(inputs.manifest, inputs.keys, np.arange(len(inputs.manifest)))
     X = instances.packed(inputs.X[kept])
     columns = {
@@ -119,7 +122,11 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
         _write(beside, neighbour_columns(samples.ids, training, found))
     _write(config.out, columns)
     return Predictions(
-        rows=len(samples), out=str(config.out), failures=tuple(failures), neighbours=str(beside) if beside else None
+        rows=len(samples),
+        out=str(config.out),
+        failures=tuple(failures),
+        masked=inputs.masked,
+        neighbours=str(beside) if beside else None,
     )
 
 
@@ -213,6 +220,12 @@ def _without_content(inputs: Inputs, failures: Sequence[Mapping[str, str]]) -> l
         for name in names
         if name not in listed
     ]
+
+
+def _unpredicted(inputs: Inputs, failures: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Return the failures but for those of samples that are predicted from their other embeddings."""
+    predicted = {name for ids in inputs.masked.values() for name in ids}
+    return [failure for failure in failures if failure["id"] not in predicted]
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def join_inputs(manifest: Manifest, bundle: Bundle, store: FeatureStore, progres
         pooling=None,
         precision=None,
         normalize=bundle.extra.get("normalize", "none"),
+        missing=bundle.extra.get("missing", "drop"),
         progress=progress,
     )
     bundle.check_inputs([block.fingerprint for block in inputs.blocks])

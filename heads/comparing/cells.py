@@ -26,7 +26,7 @@ from heads.config import FitConfig
 from heads.errors import HeadError
 from heads.fit import fit_labelled
 from heads.labelled import Labelled
-from heads.loading import few_per_label, few_remarks, gate, load, refuse_mixed, unused_split
+from heads.loading import few_per_label, few_remarks, gate, load, refuse_masked, refuse_mixed, unused_split
 from heads.record import FILE
 from heads.run import new_run
 
@@ -83,7 +83,8 @@ def load_cells(cells: Sequence[Cell], progress: Progress) -> Rows:
             if key not in views:
                 views[key] = load(cell.config, progress)
             refuse_mixed("compare", views[key].task)
-            make_head(cell.config.head, views[key].task.kind, cell.config.set, cell.config.seed)
+            head = make_head(cell.config.head, views[key].task.kind, cell.config.set, cell.config.seed)
+            refuse_masked(cell.config, head)
         except HeadError as error:
             failed[cell] = str(error)
             continue
