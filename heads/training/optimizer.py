@@ -138,10 +138,18 @@ class StackedOptimizer:
         (block,) = self.blocks
         return block.leaves
 
-    def descend(self, gradients: Sequence[Tensor], lr: Tensor, weight_decay: Tensor) -> None:
-        """Move the models of the only block, see `step`."""
-        (block,) = self.blocks
-        self.step(block, gradients, lr.flatten(), weight_decay.flatten())
+    def empty_gradient(self) -> Tensor:
+        """Return an unfilled matrix of gradients: a row per model, in it its matrices in order and then its vectors."""
+        return torch.empty_like(self._flat)
+
+    def descend(self, gradient: Tensor, lr: Tensor, weight_decay: Tensor | None) -> None:
+        """Move all models against a matrix of gradients, see `empty_gradient`, which is overwritten.
+
+        `lr` and `weight_decay` are of each model, shape (G,); None is no decay at all.
+        """
+        with torch.no_grad():
+            decay = None if weight_decay is None else weight_decay[:, None]
+            self._move(self._flat, self._mean, self._square, self._steps, gradient, lr[:, None], decay)
 
     def select(self, models: Tensor) -> None:
         """Keep some of the models, by position."""
@@ -187,18 +195,12 @@ class StackedOptimizer:
         gradient = torch.cat([part.flatten(start_dim=1) for part in gradients], dim=1)
         flat, mean, square, steps = (each[block.models] for each in (self._flat, self._mean, self._square, self._steps))
         before = None if valid is None else (flat.clone(), mean.clone(), square.clone(), steps.clone())
-        if self._penalized:
-            gradient.addcmul_(flat, weight_decay)
-        if self._rolls:
-            update = mean.mul_(_MOMENTUM).add_(gradient)
-            flat.addcmul_(update if self._factors is None else update * self._factors, -lr)
-        else:
-            self._adapt(flat, mean, square, steps, gradient, lr, weight_decay)
+        self._move(flat, mean, square, steps, gradient, lr, weight_decay)
         if valid is not None and before is not None:
             for now, old in zip((flat, mean, square, steps), before, strict=True):
                 now.copy_(torch.where(valid.reshape(-1, *[1] * (now.ndim - 1)), now, old))
 
-    def _adapt(
+    def _move(
         self,
         flat: Tensor,
         mean: Tensor,
@@ -206,13 +208,20 @@ class StackedOptimizer:
         steps: Tensor,
         gradient: Tensor,
         lr: Tensor,
-        weight_decay: Tensor,
+        weight_decay: Tensor | None,
     ) -> None:
-        """Take Adam's step in place; the gradient serves as scratch memory."""
+        """Take one step in place; the gradient serves as scratch memory."""
+        if weight_decay is not None:
+            if self._penalized:
+                gradient.addcmul_(flat, weight_decay)
+            else:
+                flat[:, : self._decayed].mul_(1 - lr * weight_decay)
+        if self._rolls:
+            update = torch.add(gradient, mean, alpha=_MOMENTUM, out=mean)
+            flat.addcmul_(update if self._factors is None else update * self._factors, -lr)
+            return
         steps += 1
         correction1, correction2 = 1 - _BETA1 ** steps[:, None], 1 - _BETA2 ** steps[:, None]
-        if not self._penalized:
-            flat[:, : self._decayed].mul_(1 - lr * weight_decay)
         mean.lerp_(gradient, 1 - _BETA1)
         square.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
         # The update in one scratch buffer, the bias corrections moved into two numbers per model.

@@ -194,18 +194,29 @@ class Bank:
         """Weights (O, d, 1) and biases (O, 1)."""
         return self.optimizer.leaves["weight"], self.optimizer.leaves["bias"]
 
-    def losses(self, x: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Return each probe's mean loss over some rows, shape (H,); 0 where none of them has a target."""
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits of all probes, shape (b, O)."""
         weight, bias = self.leaves
         # Squeezed, for the gradient of a selection is copied into zeros.
-        logits = torch.addmm(bias.squeeze(-1), x, weight.squeeze(-1).T)
+        return torch.addmm(bias.squeeze(-1), x, weight.squeeze(-1).T)
+
+    def losses(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Return each probe's mean loss over some rows, shape (H,); 0 where none of them has a target."""
         return torch.cat([family.losses(logits, targets, weights) for family in self.families])
 
-    def descend(self, x: Tensor, targets: Tensor, weights: Tensor, lr: Tensor, decay: Tensor) -> Tensor:
-        """Take one step down the sum of the losses times their shares; return the losses, shape (H,)."""
-        losses = self.losses(x, targets, weights)
-        gradients = torch.autograd.grad((self.shares * losses).sum(), list(self.optimizer.leaves.values()))
-        self.optimizer.descend(gradients, lr[self.of], decay[self.of])
+    def descend(self, x: Tensor, targets: Tensor, weights: Tensor, lr: Tensor, decay: Tensor | None) -> Tensor:
+        """Take one step down the sum of the losses times their shares; return the losses, shape (H,).
+
+        Autograd goes as far as the logits; from there the gradient of linear probes is one product.
+        """
+        with torch.no_grad():
+            logits = self.logits(x)
+        losses = self.losses(logits.requires_grad_(), targets, weights)
+        (slope,) = torch.autograd.grad((self.shares * losses).sum(), logits)
+        gradient = self.optimizer.empty_gradient()
+        torch.mm(slope.T, x, out=gradient[:, :-1])
+        torch.sum(slope, dim=0, out=gradient[:, -1])
+        self.optimizer.descend(gradient, lr[self.of], None if decay is None else decay[self.of])
         return losses.detach()
 
 
@@ -247,7 +258,8 @@ class _Trainer:
             tuple(leaf[columns].detach().clone() for leaf in self.bank.leaves) for columns in self.bank.columns
         ]
         self.lr = torch.tensor([probe.lr for probe in probes], device=device)
-        self.decay = torch.tensor([probe.weight_decay for probe in probes], device=device)
+        decay = [probe.weight_decay for probe in probes]
+        self.decay = torch.tensor(decay, device=device) if any(decay) else None
 
     def run(self) -> None:
         """Run the epochs until every probe has stopped."""
@@ -285,15 +297,15 @@ class _Trainer:
         rows = self.train[drawn].to(self.device)
         plateau = torch.tensor([course.factor for course in self.courses], device=self.device)
         total, lr = torch.zeros_like(self.lr), self.lr
+        targets, weights = self.targets[rows], self.weights[rows]
         for step, (a, b) in enumerate(pairwise(n * k // steps for k in range(steps + 1))):
             done, of = epoch * steps + step, steps * self.plan.max_epochs
             lr = self.lr * plateau * schedule_factor(self.plan.schedule, done, of, _WARMUP, self.plan.max_epochs)
-            batch = rows[a:b]
-            total += self.bank.descend(self.x[batch], self.targets[batch], self.weights[batch], lr, self.decay)
+            total += self.bank.descend(self.x[rows[a:b]], targets[a:b], weights[a:b], lr, self.decay)
         return total / steps, lr
 
     def _rows_losses(self, rows: Tensor) -> Tensor:
-        return self.bank.losses(self.x[rows], self.targets[rows], self.weights[rows])
+        return self.bank.losses(self.bank.logits(self.x[rows]), self.targets[rows], self.weights[rows])
 
     def _close(self, losses: list[float], monitored: list[float], rates: list[float]) -> None:
         """Tell every probe that has not stopped how its epoch went, and keep its weights if they are the best."""

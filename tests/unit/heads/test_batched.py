@@ -210,7 +210,7 @@ def test_decay_reaches_matrices_only(fused):
     start = {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2), "shifts": torch.ones(2)}
     optimizer = StackedOptimizer([start, start], torch.device("cpu"), fused=fused)
     nothing = [torch.zeros_like(leaf) for leaf in optimizer.leaves.values()]
-    optimizer.descend(nothing, torch.tensor([0.1, 0.5]), torch.tensor([1.0, 1.0]))
+    optimizer.step(optimizer.blocks[0], nothing, torch.tensor([0.1, 0.5]), torch.tensor([1.0, 1.0]))
     assert optimizer.leaves["a.weight"].unique().tolist() == pytest.approx([0.5, 0.9])
     assert optimizer.leaves["a.bias"].unique().tolist() == [1.0]
     assert optimizer.leaves["shifts"].unique().tolist() == [1.0]

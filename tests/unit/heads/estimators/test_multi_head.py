@@ -161,7 +161,7 @@ def test_the_total_is_the_sum_of_shares_times_losses_and_gradients_stay_at_home(
     rows = make_rows(probes)
     bank = Bank(probes, rows.X.shape[1], "xavier", 0, torch.device("cpu"))
     batch = [torch.from_numpy(values) for values in (rows.X, rows.y, rows.weight)]
-    losses = bank.losses(*batch)
+    losses = bank.losses(bank.logits(batch[0]), *batch[1:])
     weight, bias = bank.leaves
     for h, probe in enumerate(probes):
         own = bank.columns[h]
@@ -175,7 +175,8 @@ def test_the_total_is_the_sum_of_shares_times_losses_and_gradients_stay_at_home(
             assert (gradient[elsewhere] == 0).all()
     rows_one = Rows(X=rows.X, y=rows.y, weight=rows.weight, train=rows.train, monitor=rows.monitor)
     history = train_probes(probes, rows_one, Plan(batch_size=1000, max_epochs=1, init="xavier")).history
-    on_train = bank.losses(*(part[torch.from_numpy(rows.train)] for part in batch)).detach()
+    x, targets, weights = (part[torch.from_numpy(rows.train)] for part in batch)
+    on_train = bank.losses(bank.logits(x), targets, weights).detach()
     assert history["train_loss"][0] == pytest.approx(float((bank.shares * on_train).sum()), rel=1e-5)
 
 
