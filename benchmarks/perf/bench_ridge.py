@@ -9,10 +9,10 @@ loop
     `sklearn.linear_model.RidgeClassifier` for every fold and penalty.
 
 Classes are targets of -1 and 1 on both sides, and all held-out rows are predicted. Both get the same float32 matrix,
-which is what a user has and what scikit-learn is fastest on; ours computes in double precision. Its predictions must be,
-row by row, those of the loop in double precision; in single precision the loop's own are off where scikit-learn warns
-of an ill-conditioned matrix. Penalties are 1e-3 ... 1e5. The clock is the CPU time of one pinned core. Exit code 1 if a target is
-missed.
+which is what a user has and what scikit-learn is fastest on; ours computes in double precision. Its predictions must
+be, row by row, those of the loop in double precision; in single precision the loop's own are off where scikit-learn
+warns of an ill-conditioned matrix. Penalties are 1e-3 ... 1e5. The clock is the CPU time of one pinned core. Exit code
+1 if a target is missed.
 """
 
 from __future__ import annotations

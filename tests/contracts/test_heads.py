@@ -171,7 +171,7 @@ def prompts_for(X: Any, y: Any, sample_weight: Any = None) -> NDArray[np.float32
         return np.ones((len(np.unique(labels)), 1), dtype=np.float32)
     if rows.dtype.kind not in "biuf" or not rows.size or rows.ndim != 2 or not np.isfinite(rows).all():
         return np.ones((2, 1), dtype=np.float32)
-    if not len(labels) == len(rows) == weight.size or weight.sum() <= 0 or weight.min() < 0:
+    if not labels.ndim or not len(labels) == len(rows) == weight.size or weight.sum() <= 0 or weight.min() < 0:
         return np.ones((2, 1), dtype=np.float32)
     if labels.ndim == 1:
         members = labels[:, None] == np.unique(labels[weight > 0])
