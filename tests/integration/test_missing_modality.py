@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 LACKING = {f"s{i:03d}" for i in range(0, 48, 6)}
 FIT = ("--target", "label", "--split", "split", "--folds", 2, "--bootstrap", 10)
@@ -99,6 +100,25 @@ def test_by_default_they_are_left_out(frostline, two, toy, toy_text, tmp_path) -
     assert fitted.json["counts"]["samples"] == 38
     assert "masked" not in fitted.json["counts"]
     assert json.loads((run / "record.json").read_text())["config"]["missing"] == "drop"
+
+
+def test_pictures_are_compared_by_their_looks_where_some_are_missing(frostline, two, toy, toy_text, tmp_path) -> None:
+    manifest, store = two
+    rows = rows_of(manifest)
+    twin = next(row for row in rows if row["split"] == "test" and row["path"] and row["text"])
+    with Image.open(manifest.parent / rows[2]["path"]) as picture:
+        picture.save(manifest.parent / twin["path"], compress_level=0)  # other bytes, the same look
+    for column, encoder in (("path", toy), ("text", toy_text)):
+        assert frostline("extract", manifest, "--input", column, "--store", store, "--encoder", encoder).code == 0
+    encoders = ("--input", "path", "--store", store, "--encoder", toy, "--encoder", toy_text)
+    result = frostline(
+        *("fit-head", manifest, *encoders, *FIT, *SMALL, "--head", "concat_fusion", "--missing", "mask"),
+        *("--out", tmp_path / "run"),
+    )
+    assert result.code == 2
+    assert "near" in result.error
+    assert rows[2]["id"] in result.error
+    assert twin["id"] in result.error
 
 
 def test_a_sample_without_any_embedding_is_left_out_all_the_same(frostline, two, toy, toy_text, tmp_path) -> None:
