@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/comparisons.py --datasets DIR --work DIR
+    python benchmarks/comparisons.py --datasets DIR --work DIR [--only SUITE ...]
 
 What is finished in the work directory is not run again.
 """
@@ -139,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES))
     options = parser.parse_args()
     page = [
         "# Comparisons",
@@ -149,7 +150,7 @@ def main() -> None:
         "[comparing.md](comparing.md).",
         "",
     ]
-    for suite in SUITES:
+    for suite in options.only:
         page += compared(suite, options.datasets.resolve(), options.work.resolve())
     (ROOT / "docs" / "comparisons.md").write_text("\n".join(page), encoding="utf-8")
 

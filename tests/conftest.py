@@ -7,6 +7,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+# A process of tests per core: each keeps to one thread, as do the commands that it starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from PIL import Image

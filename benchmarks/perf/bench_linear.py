@@ -80,6 +80,8 @@ class Case:
         What is run by default.
     largest_gap
         Of an objective, in place of scikit-learn's own.
+    reason
+        Why a ratio may be missed.
     """
 
     make: Callable[[], Embeddings]
@@ -89,6 +91,7 @@ class Case:
     folds: int
     rounds: int
     largest_gap: float | None = None
+    reason: str = ""
 
 
 CASES = {
@@ -100,12 +103,20 @@ CASES = {
 }
 
 
+REASONS = {
+    "rt_polarity": "scikit-learn needs 363 iterations for the ten penalties of a fold there, 642 on the synthetic rows",
+}
+
+
 def real_cases(store: Path, datasets: Path) -> dict[str, Case]:
     """Return the cases on real embeddings, held to the targets of their kind of task."""
     kinds = {"brain_mri": (20, 10, 0.003), "rt_polarity": (25, 15, 0.001), "nih_cxr_multilabel": (25, None, 0.001)}
     folds = {"rt_polarity": FOLDS}
     return {
-        name: Case(partial(real, name, store, datasets), *kinds[name], folds.get(name, 1), 1, 1e-3) for name in ENCODERS
+        name: Case(
+            partial(real, name, store, datasets), *kinds[name], folds.get(name, 1), 1, 1e-3, REASONS.get(name, "")
+        )
+        for name in ENCODERS
     }
 
 
@@ -207,11 +218,18 @@ def measure(name: str, case: Case, folds: int | None, rounds: int | None) -> tup
     ours, loop = contest.gaps()
     score, theirs = contest.best_scores()
     results = [
-        Result(f"{name}: path against a loop", times_faster(laps["path"], laps["loop"], "cpu"), "x", case.loop, True)
+        Result(
+            f"{name}: path against a loop",
+            times_faster(laps["path"], laps["loop"], "cpu"),
+            "x",
+            case.loop,
+            True,
+            case.reason,
+        )
     ]
     if case.cv:
         faster = times_faster(laps["path"], laps["cv"], "cpu")
-        results.append(Result("  against LogisticRegressionCV", faster, "x", case.cv, True))
+        results.append(Result("  against LogisticRegressionCV", faster, "x", case.cv, True, case.reason))
     worst = float(loop.max()) if case.largest_gap is None else case.largest_gap
     results += [
         Result("  largest gap of the objective", float(ours.max()), "relative", worst),
