@@ -218,16 +218,7 @@ def measure(name: str, case: Case, folds: int | None, rounds: int | None) -> tup
     ours, loop = contest.gaps()
     score, theirs = contest.best_scores()
     faster_than_loop = times_faster(laps["path"], laps["loop"], "cpu")
-    results = [
-        Result(
-            f"{name}: path against a loop",
-            times_faster(laps["path"], laps["loop"], "cpu"),
-            "x",
-            case.loop,
-            True,
-            case.reason,
-        )
-    ]
+    results = [Result(f"{name}: path against a loop", faster_than_loop, "x", case.loop, True, case.reason)]
     if case.cv:
         faster_than_cv = times_faster(laps["path"], laps["cv"], "cpu")
         results.append(Result("  against LogisticRegressionCV", faster_than_cv, "x", case.cv, True, case.reason))
