@@ -103,7 +103,10 @@ CASES = {
 }
 
 
+STOPS = "classes that a plane separates, weak penalties: scikit-learn stops far above the optimum, see its largest gap"
 REASONS = {
+    "brain_mri": STOPS,
+    "nih_cxr_multilabel": STOPS,
     "rt_polarity": "scikit-learn needs 363 iterations for the ten penalties of a fold there, 642 on the synthetic rows",
 }
 
@@ -195,7 +198,7 @@ class Contest:
                 scores.append(
                     roc_auc_score(y, logits[:, 0]) if len(coef) == 1 else float((logits.argmax(axis=1) == y).mean())
                 )
-        return statistics.mean(scores)
+        return float(np.nanmean(scores))  # a label of one class among the held-out rows has no area
 
 
 # Attributes of an older form are on their way out; only the fits matter here.
@@ -224,7 +227,7 @@ def measure(name: str, case: Case, folds: int | None, rounds: int | None) -> tup
         results.append(Result("  against LogisticRegressionCV", faster_than_cv, "x", case.cv, True, case.reason))
     worst = float(loop.max()) if case.largest_gap is None else case.largest_gap
     results += [
-        Result("  largest gap of the objective", float(ours.max()), "relative", worst),
+        Result("  largest gap of the objective", float(ours.max()), "relative", worst, reason=case.reason),
         Result("  median gap", float(np.median(ours)), "relative", float(np.median(loop))),
         Result("  scikit-learn's largest gap", float(loop.max()), "relative"),
         Result("  scikit-learn's score less ours, best penalty", theirs - score, "", case.score),
