@@ -2,7 +2,7 @@
 
 ::
 
-    X (b, d) @ weights (d, outputs of all probes) --cut by probe--> losses (probes,) --sum w_h L_h--> gradient
+    weights (outputs of all probes, d) @ X.T (d, b) --cut by probe--> losses (probes,) --sum w_h L_h--> slopes @ X
     AdamW, or another, with each probe's own learning rate and decay; each probe keeps the weights of its own best epoch
 
 Probes share nothing but the rows: the gradient of one probe's loss is zero in the weights of all others.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from heads.batched import torch_device
 from heads.errors import HeadError
-from heads.losses import LossName, entry_losses, weighted_mean
+from heads.losses import LossName, entry_slopes
 from heads.training.corpus import as_tensor
 from heads.training.course import Course, Schedule, schedule_factor
 from heads.training.draws import generator_of
@@ -132,21 +132,27 @@ class _Family:
     loss: LossName
     outputs: int
     probes: slice
-    columns: slice
+    outputs_at: slice
+    share: Tensor
     gamma: Tensor | None
     delta: Tensor
 
-    def losses(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Return each probe's mean loss, shape (g,), of logits (b, O), targets and weights (b, H)."""
-        own = logits[:, self.columns].reshape(len(logits), -1, self.outputs).transpose(0, 1)
-        entries = entry_losses(
+    def losses(self, logits: Tensor, targets: Tensor, parts: Tensor, slopes: Tensor) -> Tensor:
+        """Return each probe's mean loss, shape (g,), and write the slopes of the sum descended.
+
+        Logits and slopes are (O, b), targets (H, b), and parts (H, b) what part of its probe's mean each row is.
+        """
+        shape = (-1, self.outputs, logits.shape[1])
+        entries, of_entries = entry_slopes(
             self.loss,
-            own,
-            targets[:, self.probes].T[..., None],
+            logits[self.outputs_at].view(shape).transpose(1, 2),
+            targets[self.probes][..., None],
             delta=self.delta,
-            **({} if self.gamma is None else {"gamma": self.gamma}),
+            gamma=0.0 if self.gamma is None else self.gamma,
         )
-        return weighted_mean(entries, weights[:, self.probes].T[..., None])
+        parts = parts[self.probes]
+        torch.mul(of_entries.transpose(1, 2), (parts * self.share)[:, None], out=slopes[self.outputs_at].view(shape))
+        return (entries[..., 0] * parts).sum(dim=1)
 
 
 class Bank:
@@ -180,7 +186,6 @@ class Bank:
         self.columns = [slice(int(a), int(b)) for a, b in pairwise(ends)]
         self.families = list(_families(probes, self.columns, device))
         self.of = torch.tensor([h for h, probe in enumerate(probes) for _ in range(probe.outputs)], device=device)
-        self.shares = torch.tensor([probe.share for probe in probes], device=device)
         # A row of its own for every output, so that every output has a learning rate and a decay of its own.
         initial = [
             {"weight": row[:, None], "bias": torch.zeros(1)}
@@ -188,6 +193,7 @@ class Bank:
             for row in _initial(probe, width, init, seed)
         ]
         self.optimizer = StackedOptimizer(initial, device, fused=False, optimizer=optimizer)
+        self.gradient = self.optimizer.empty_gradient()
 
     @property
     def leaves(self) -> tuple[Tensor, Tensor]:
@@ -195,29 +201,50 @@ class Bank:
         return self.optimizer.leaves["weight"], self.optimizer.leaves["bias"]
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logits of all probes, shape (b, O)."""
+        """Return the logits of all probes for rows (b, d), shape (O, b)."""
         weight, bias = self.leaves
-        # Squeezed, for the gradient of a selection is copied into zeros.
-        return torch.addmm(bias.squeeze(-1), x, weight.squeeze(-1).T)
+        return torch.addmm(bias, weight.squeeze(-1), x.T)
 
-    def losses(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Return each probe's mean loss over some rows, shape (H,); 0 where none of them has a target."""
-        return torch.cat([family.losses(logits, targets, weights) for family in self.families])
+    def losses(self, logits: Tensor, targets: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each probe's mean loss over some rows, and the slopes of the sum descended.
 
-    def descend(self, x: Tensor, targets: Tensor, weights: Tensor, lr: Tensor, decay: Tensor | None) -> Tensor:
+        Parameters
+        ----------
+        logits
+            Shape (O, b).
+        targets
+            Shape (H, b).
+        parts
+            What part of its probe's mean each row is, shape (H, b), see `parts_of_means`.
+
+        Returns
+        -------
+        losses
+            Shape (H,); 0 where no row has a target.
+        slopes
+            Of the sum of the losses times their shares, by the logits, shape (O, b).
+        """
+        slopes = torch.empty_like(logits)
+        return torch.cat([family.losses(logits, targets, parts, slopes) for family in self.families]), slopes
+
+    @torch.no_grad()
+    def descend(self, x: Tensor, targets: Tensor, parts: Tensor, lr: Tensor, decay: Tensor | None) -> Tensor:
         """Take one step down the sum of the losses times their shares; return the losses, shape (H,).
 
-        Autograd goes as far as the logits; from there the gradient of linear probes is one product.
+        Targets and parts are as in `losses`, learning rates and decays of each output, shape (O,).
         """
-        with torch.no_grad():
-            logits = self.logits(x)
-        losses = self.losses(logits.requires_grad_(), targets, weights)
-        (slope,) = torch.autograd.grad((self.shares * losses).sum(), logits)
-        gradient = self.optimizer.empty_gradient()
-        torch.mm(slope.T, x, out=gradient[:, :-1])
-        torch.sum(slope, dim=0, out=gradient[:, -1])
-        self.optimizer.descend(gradient, lr[self.of], None if decay is None else decay[self.of])
-        return losses.detach()
+        losses, slopes = self.losses(self.logits(x), targets, parts)
+        torch.mm(slopes, x, out=self.gradient[:, :-1])
+        torch.sum(slopes, dim=1, out=self.gradient[:, -1])
+        self.optimizer.descend(self.gradient, lr, decay)
+        return losses
+
+
+def parts_of_means(weights: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return what part of the mean over its batch each row is, for weights (n, H) of rows batch after batch."""
+    batch = torch.repeat_interleave(torch.tensor(sizes)).to(weights.device)
+    total = weights.new_zeros(len(sizes), weights.shape[1]).index_add_(0, batch, weights)
+    return weights / total.masked_fill_(total == 0, 1.0).index_select(0, batch)
 
 
 def train_probes(probes: Sequence[Probe], rows: Rows, plan: Plan) -> TrainedProbes:
@@ -248,8 +275,9 @@ class _Trainer:
         self.plan, self.device, self.probes = plan, device, probes
         self.bank = Bank(probes, rows.X.shape[1], plan.init, plan.seed, device, plan.optimizer)
         self.x = as_tensor(rows.X, device)
-        self.targets, self.weights = (as_tensor(part[:, order], device) for part in (rows.y, rows.weight))
+        self.targets, self.weights = (as_tensor(part[:, order], device).contiguous() for part in (rows.y, rows.weight))
         self.train = torch.from_numpy(rows.train)
+        self.batch = self.x.new_empty(min(plan.batch_size, len(rows.train)), self.x.shape[1])
         self.monitor = torch.from_numpy(rows.monitor).to(device)
         # A probe without a target among the monitor rows has nothing to stop by.
         self.watched = (self.weights[self.monitor].sum(dim=0) > 0).tolist()
@@ -259,7 +287,7 @@ class _Trainer:
         ]
         self.lr = torch.tensor([probe.lr for probe in probes], device=device)
         decay = [probe.weight_decay for probe in probes]
-        self.decay = torch.tensor(decay, device=device) if any(decay) else None
+        self.decay = torch.tensor(decay, device=device)[self.bank.of] if any(decay) else None
 
     def run(self) -> None:
         """Run the epochs until every probe has stopped."""
@@ -296,16 +324,23 @@ class _Trainer:
         drawn = torch.randperm(n, generator=generator_of(self.plan.seed, 0, "order", epoch))
         rows = self.train[drawn].to(self.device)
         plateau = torch.tensor([course.factor for course in self.courses], device=self.device)
-        total, lr = torch.zeros_like(self.lr), self.lr
-        targets, weights = self.targets[rows], self.weights[rows]
-        for step, (a, b) in enumerate(pairwise(n * k // steps for k in range(steps + 1))):
+        total, peak = torch.zeros_like(self.lr), self.lr * plateau
+        peaks, factor = peak[self.bank.of], 1.0
+        # index_select copies rows; the general index looks every number up.
+        targets, weights = (part.index_select(0, rows) for part in (self.targets, self.weights))
+        bounds = list(pairwise(n * k // steps for k in range(steps + 1)))
+        parts = parts_of_means(weights, [b - a for a, b in bounds])
+        for step, (a, b) in enumerate(bounds):
             done, of = epoch * steps + step, steps * self.plan.max_epochs
-            lr = self.lr * plateau * schedule_factor(self.plan.schedule, done, of, _WARMUP, self.plan.max_epochs)
-            total += self.bank.descend(self.x[rows[a:b]], targets[a:b], weights[a:b], lr, self.decay)
-        return total / steps, lr
+            factor = schedule_factor(self.plan.schedule, done, of, _WARMUP, self.plan.max_epochs)
+            x = torch.index_select(self.x, 0, rows[a:b], out=self.batch[: b - a])
+            total += self.bank.descend(x, targets[a:b].T, parts[a:b].T, peaks * factor, self.decay)
+        return total / steps, peak * factor
 
     def _rows_losses(self, rows: Tensor) -> Tensor:
-        return self.bank.losses(self.bank.logits(self.x[rows]), self.targets[rows], self.weights[rows])
+        x, targets, weights = (part.index_select(0, rows) for part in (self.x, self.targets, self.weights))
+        losses, _ = self.bank.losses(self.bank.logits(x), targets.T, parts_of_means(weights, [len(rows)]).T)
+        return losses
 
     def _close(self, losses: list[float], monitored: list[float], rates: list[float]) -> None:
         """Tell every probe that has not stopped how its epoch went, and keep its weights if they are the best."""
@@ -350,10 +385,11 @@ def _families(probes: Sequence[Probe], columns: Sequence[slice], device: Device)
             alike = probes[first:h]
             gamma = [probe.gamma for probe in alike]
             yield _Family(
+                share=torch.tensor([probe.share for probe in alike], device=device)[:, None],
                 loss=alike[0].loss,
                 outputs=alike[0].outputs,
                 probes=slice(first, h),
-                columns=slice(columns[first].start, columns[h - 1].stop),
+                outputs_at=slice(columns[first].start, columns[h - 1].stop),
                 gamma=torch.tensor(gamma, device=device) if any(gamma) else None,
                 delta=torch.tensor([probe.delta for probe in alike], device=device),
             )

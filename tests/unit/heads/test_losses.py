@@ -11,6 +11,7 @@ from heads.losses import (
     binary_cross_entropy,
     cross_entropy,
     entry_losses,
+    entry_slopes,
     huber,
     squared_error,
     weighted_mean,
@@ -134,6 +135,25 @@ def test_gradients(logits, labels, targets, name, settings):
         return weighted_mean(entry_losses(name, z, truth, **settings), weights)
 
     assert torch.autograd.gradcheck(loss, logits.requires_grad_())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)])
+@pytest.mark.parametrize("delta", [0.5, torch.tensor([0.1, 1.0, 9.0], dtype=torch.float64)])
+@pytest.mark.parametrize("name", ["cross_entropy", "binary_cross_entropy", "huber", "squared_error", "absolute_error"])
+@pytest.mark.parametrize("classes", [1, 5, 40])
+def test_slopes_are_what_autograd_finds(name, classes, gamma, delta):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(MODELS, ROWS, classes, generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
+    codes = name == "cross_entropy"
+    shape = (MODELS, ROWS, 1 if codes else classes)
+    targets = torch.randint(classes if codes else 2, shape, generator=generator).double()
+    losses = entry_losses(name, logits, targets, gamma=gamma, delta=delta)
+    (expected,) = torch.autograd.grad(losses.sum(), logits)
+    with torch.no_grad():
+        found, slopes = entry_slopes(name, logits, targets, gamma=gamma, delta=delta)
+    torch.testing.assert_close(found, losses.detach())
+    torch.testing.assert_close(slopes, expected)
 
 
 def test_missing_entries_count_for_nothing(logits, targets):

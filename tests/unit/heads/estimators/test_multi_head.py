@@ -20,7 +20,7 @@ from heads.estimators.multi_head import MultiHead
 from heads.params import describe_params, parse_params
 from heads.training.course import schedule_factor
 from heads.training.draws import generator_of
-from heads.training.probes import Bank, Plan, Probe, Rows, train_probes
+from heads.training.probes import Bank, Plan, Probe, Rows, parts_of_means, train_probes
 
 HEADS: dict[str, dict[str, Any]] = {
     "lesion": {"kind": "binary", "weight": 2.0},
@@ -161,23 +161,29 @@ def test_the_total_is_the_sum_of_shares_times_losses_and_gradients_stay_at_home(
     rows = make_rows(probes)
     bank = Bank(probes, rows.X.shape[1], "xavier", 0, torch.device("cpu"))
     batch = [torch.from_numpy(values) for values in (rows.X, rows.y, rows.weight)]
-    losses = bank.losses(bank.logits(batch[0]), *batch[1:])
+    with torch.no_grad():
+        losses, slopes = bank.losses(bank.logits(batch[0]), batch[1].T, parts_of_means(batch[2], [len(batch[0])]).T)
+    by_slope = (slopes @ batch[0], slopes.sum(dim=1))
     weight, bias = bank.leaves
     for h, probe in enumerate(probes):
         own = bank.columns[h]
         logits = batch[0] @ weight[own, :, 0].T + bias[own, 0]
         of_row = reference_loss(probe, logits, batch[1][:, h])
-        assert torch.allclose(losses[h], (batch[2][:, h] * of_row).sum() / batch[2][:, h].sum(), rtol=1e-5)
-        for gradient in torch.autograd.grad(losses[h], bank.leaves, retain_graph=True):
-            assert gradient[own].abs().max() > 0
-            elsewhere = torch.ones(len(gradient), dtype=torch.bool)
+        mean = (batch[2][:, h] * of_row).sum() / batch[2][:, h].sum()
+        assert torch.allclose(losses[h], mean, rtol=1e-5)
+        for found, leaf in zip(by_slope, torch.autograd.grad(probe.share * mean, bank.leaves), strict=True):
+            assert torch.allclose(found[own], leaf[own].reshape(found[own].shape), rtol=1e-4, atol=1e-6)
+            elsewhere = torch.ones(len(leaf), dtype=torch.bool)
             elsewhere[own] = False
-            assert (gradient[elsewhere] == 0).all()
+            assert leaf[own].abs().max() > 0
+            assert (leaf[elsewhere] == 0).all()
     rows_one = Rows(X=rows.X, y=rows.y, weight=rows.weight, train=rows.train, monitor=rows.monitor)
     history = train_probes(probes, rows_one, Plan(batch_size=1000, max_epochs=1, init="xavier")).history
     x, targets, weights = (part[torch.from_numpy(rows.train)] for part in batch)
-    on_train = bank.losses(bank.logits(x), targets, weights).detach()
-    assert history["train_loss"][0] == pytest.approx(float((bank.shares * on_train).sum()), rel=1e-5)
+    with torch.no_grad():
+        on_train, _ = bank.losses(bank.logits(x), targets.T, parts_of_means(weights, [len(x)]).T)
+    shares = torch.tensor([probe.share for probe in probes])
+    assert history["train_loss"][0] == pytest.approx(float((shares * on_train).sum()), rel=1e-5)
 
 
 def test_weights_begin_as_xavier_has_it_and_biases_at_zero() -> None:
