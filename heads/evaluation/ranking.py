@@ -1,4 +1,4 @@
-"""Retrieval metrics: how high the right candidates stand in each query's ranking, with bootstrap intervals.
+"""Retrieval metrics: how high the right candidates stand in each query's ranking, and how close pairs lie.
 
 Conventions, stated because published numbers differ in them:
 
@@ -88,6 +88,52 @@ def retrieval_metrics(
         name: plan.estimate(replicates["means"][:, column], few) for column, name in enumerate(names)
     }
     return {**metrics, **estimates, "median_rank": plan.estimate(replicates["median_rank"], few)}
+
+
+def pair_metrics(
+    queries: ArrayLike,
+    candidates: ArrayLike,
+    *,
+    groups: Sequence[Any] | NDArray[Any] | None = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Estimate]:
+    """Return how close the two sides of pairs lie, and how long their embeddings are.
+
+    Parameters
+    ----------
+    queries, candidates
+        Embeddings of the two sides of each pair, shape (n, d), finite.
+    groups
+        What is resampled together, one per pair, shape (n,); None makes each pair its own.
+    n_boot, seed, level
+        Resamples, their seed, and the coverage of the intervals.
+
+    Returns
+    -------
+    dict
+        Estimates of ``alignment``, the mean cosine similarity of the pairs, from -1 to 1, and of
+        ``query_norm`` and ``candidate_norm``, the mean Euclidean lengths.
+
+    Raises
+    ------
+    HeadError
+        If the shapes do not fit, there is no pair, or an embedding is not finite or is zero.
+    """
+    sides = [np.asarray(side, dtype=np.float64) for side in (queries, candidates)]
+    if sides[0].ndim != 2 or sides[0].shape != sides[1].shape or not sides[0].size:
+        raise HeadError(f"pairs: expected two (pairs, columns) arrays, got {sides[0].shape}, {sides[1].shape}")
+    norms = [np.linalg.norm(side, axis=1) for side in sides]
+    for name, norm in zip(("query", "candidate"), norms, strict=True):
+        if wrong := np.count_nonzero(~(np.isfinite(norm) & (norm > 0))):
+            raise HeadError(f"pairs: {wrong} of {len(norm)} {name} embeddings are zero or not finite")
+    cosine = (sides[0] * sides[1]).sum(axis=1) / (norms[0] * norms[1])
+    columns = np.stack([cosine, *norms], axis=1)
+    plan = Bootstrap.of(len(cosine), groups, n_boot=n_boot, seed=seed, level=level)
+    means = plan.replicate({"means": lambda weight: weight @ columns / weight.sum(axis=1, keepdims=True)})["means"]
+    names = ("alignment", "query_norm", "candidate_norm")
+    return {name: plan.estimate(means[:, column], "there are no pairs") for column, name in enumerate(names)}
 
 
 def ranked(scores: Floats, relevant: NDArray[np.bool_]) -> NDArray[np.bool_]:

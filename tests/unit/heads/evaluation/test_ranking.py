@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, label_ranking_average_precision_score, ndcg_score
 
 from heads.errors import HeadError
-from heads.evaluation.ranking import retrieval_metrics, weighted_median
+from heads.evaluation.ranking import pair_metrics, retrieval_metrics, weighted_median
 
 
 def planted(queries: int = 40, candidates: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -108,3 +109,38 @@ def test_wrong_shapes_and_numbers_are_refused() -> None:
         retrieval_metrics(np.full((2, 2), np.nan), np.eye(2))
     with pytest.raises(HeadError, match="no query"):
         retrieval_metrics(np.zeros((2, 2)), np.zeros((2, 2)))
+
+
+def test_alignment_and_norms_are_those_of_torch_and_numpy() -> None:
+    rng = np.random.default_rng(3)
+    images, texts = 2 * rng.normal(size=(50, 8)), rng.normal(size=(50, 8))
+    metrics = pair_metrics(images, texts, n_boot=200)
+    cosine = torch.nn.functional.cosine_similarity(torch.from_numpy(images), torch.from_numpy(texts))
+    assert metrics["alignment"]["value"] == pytest.approx(float(cosine.mean()))
+    assert metrics["query_norm"]["value"] == pytest.approx(np.sqrt((images**2).sum(axis=1)).mean())
+    assert metrics["candidate_norm"]["value"] == pytest.approx(np.sqrt((texts**2).sum(axis=1)).mean())
+    for estimate in metrics.values():
+        assert estimate["low"] < estimate["value"] < estimate["high"]
+
+
+def test_alignment_is_one_for_the_same_direction_and_minus_one_for_the_opposite() -> None:
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    assert pair_metrics(x, 7 * x, n_boot=0)["alignment"]["value"] == pytest.approx(1)
+    assert pair_metrics(x, -x, n_boot=0)["alignment"]["value"] == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(
+    ("queries", "candidates", "said"),
+    [
+        (np.ones((3, 2)), np.ones((2, 2)), r"got \(3, 2\), \(2, 2\)"),
+        (
+            np.ones((3, 2)),
+            np.array([[1, 0], [0, 0], [np.nan, 1]]),
+            "2 of 3 candidate embeddings are zero or not finite",
+        ),
+        (np.ones((0, 2)), np.ones((0, 2)), r"got \(0, 2\)"),
+    ],
+)
+def test_pairs_that_have_no_angle_are_refused(queries: np.ndarray, candidates: np.ndarray, said: str) -> None:
+    with pytest.raises(HeadError, match=said):
+        pair_metrics(queries, candidates)
