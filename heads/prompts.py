@@ -286,6 +286,11 @@ def _encoded(store: FeatureStore, encoder: str, texts: Sequence[str], progress: 
             raise HeadError(f"--prompt-encoder {encoder}: {error}") from error
     if summary.failures:
         raise HeadError(f"--prompt-encoder {encoder}: {summary.failures[0]['message']}")
+    if summary.truncated:
+        progress.note(
+            f"--prompt-encoder {encoder}: {summary.truncated} of {len(texts)} prompts were cut at the encoder's limit; "
+            f"shorten them"
+        )
     # By its fingerprint: a store may hold other features of this name, too.
     return store.find(f"{name}@{summary.fingerprint}", modality="text")
 

@@ -11,7 +11,9 @@ import pytest
 from data.progress import Silent
 from data.task import Task
 from featurestore import catalog
+from featurestore import extract as extract_module
 from featurestore.store import FeatureStore
+from heads import prompts as prompts_module
 from heads.config import PromptOptions
 from heads.context import Context
 from heads.errors import BundleError, HeadError
@@ -181,3 +183,14 @@ def test_a_bundle_of_other_classes_is_refused(store) -> None:
     reordered = {**said, "classes": ["none", "glioma", "pituitary"]}
     with pytest.raises(BundleError, match="do not have the fingerprint"):
         refuse_other_classes(reordered, ("none", "glioma", "pituitary"), where="head")
+
+
+def test_prompts_that_were_cut_are_counted(store, monkeypatch) -> None:
+    real, heard = extract_module.extract, []
+    monkeypatch.setattr(prompts_module, "extract", lambda *a, **k: replace(real(*a, **k), truncated=2))
+    progress = Silent()
+    monkeypatch.setattr(progress, "note", heard.append)
+    options = PromptOptions.build({"prompt_encoder": TEXT, "template": ["a scan of {finding}"]}, where="test")
+    load_prompts(options, TASK, store, progress, seed=0)
+    said = f"--prompt-encoder {TEXT}: 2 of 3 prompts were cut at the encoder's limit; shorten them"
+    assert heard == [said]
