@@ -35,7 +35,9 @@ from heads.training.probes import Plan, Probe, Rows, TrainedProbes, train_probes
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 BATCH = 128
-REASON = "most of the time goes into products and softmaxes that both sides need"
+REASON = (
+    "two products, one softmax and one pass over weights and momentum per step, which both sides need, are what is left"
+)
 
 
 class Contest:

@@ -89,14 +89,17 @@ class Case:
 
 
 WIDE = "1,280 columns: the products of the first layer, which both sides need, are most of a step"
+PRODUCTS = "most of a step is products that both sides need, and less of it what a loop adds"
 CASES = {
-    "N=10k": Case(partial(synthetic, 10_000, classes=10), 256, 256, 2, tensors=2, loader=2.8),
-    "small heads": Case(partial(synthetic, 2_000, classes=10), 64, 32, 4, alone=16, tensors=5, loader=7),
+    "N=10k": Case(partial(synthetic, 10_000, classes=10), 256, 256, 2, tensors=2, loader=2.8, reason=PRODUCTS),
+    "small heads": Case(
+        partial(synthetic, 2_000, classes=10), 64, 32, 4, alone=16, tensors=5, loader=7, reason=PRODUCTS
+    ),
     "N=100k": Case(partial(synthetic, 100_000, classes=10), 256, 256, 1, alone=2, folds=1, rounds=1),
 }
 REAL = {
     "brain_mri": Case(partial(real, "brain_mri"), 256, 256, 4, tensors=2, loader=2.8, rounds=1, reason=WIDE),
-    "rt_polarity": Case(partial(real, "rt_polarity"), 256, 256, 2, tensors=2, loader=2.8, rounds=1),
+    "rt_polarity": Case(partial(real, "rt_polarity"), 256, 256, 2, tensors=2, loader=2.8, rounds=1, reason=PRODUCTS),
     "nih_cxr_multilabel": Case(
         partial(real, "nih_cxr_multilabel"), 256, 256, 4, tensors=2, loader=2.8, rounds=1, reason=WIDE
     ),
