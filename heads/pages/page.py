@@ -145,7 +145,7 @@ body {
   margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
 }
-main { max-width: 1060px; margin: 0 auto; padding: 36px 28px 72px; }
+main { max-width: 1160px; margin: 0 auto; padding: 36px 28px 72px; }
 h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .4rem; letter-spacing: -.01em; text-wrap: balance; }
 h2 { font-size: 1.3rem; margin: 3rem 0 .4rem; padding-top: 1.4rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.02rem; margin: 2rem 0 .5rem; }
