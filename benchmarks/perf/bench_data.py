@@ -138,8 +138,10 @@ def measure(data: Embeddings, rounds: int) -> list[Result]:
         errors = {name: contest.error(name) for name in EPOCHS}
     # The targets are stated for rows of 512.
     width = data.X.shape[1]
-    why = f"rows of {width}: copying them takes longer on every side, and what is saved per row does not" * (
-        width > 512
+    why = (
+        f"rows of {width}: copying them takes longer on every side, and what is saved per row does not"
+        if width > 512
+        else "most of ours is copying and scaling a row, which every side does"
     )
     lines = [
         Result(f"{data.name}: against the loader", cost["loader"] / cost["corpus"], "x", 8, True, why),
