@@ -23,7 +23,7 @@ from torch import Tensor
 
 from heads.batched import torch_device
 from heads.errors import HeadError
-from heads.losses import LossName, entry_slopes
+from heads.losses import LossName, Setting, entry_slopes
 from heads.training.corpus import as_tensor
 from heads.training.course import Course, Schedule, schedule_factor
 from heads.training.draws import generator_of
@@ -134,7 +134,7 @@ class _Family:
     probes: slice
     outputs_at: slice
     share: Tensor
-    gamma: Tensor | None
+    gamma: Setting
     delta: Tensor
 
     def losses(self, logits: Tensor, targets: Tensor, parts: Tensor, slopes: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class _Family:
             logits[self.outputs_at].view(shape).transpose(1, 2),
             targets[self.probes][..., None],
             delta=self.delta,
-            gamma=0.0 if self.gamma is None else self.gamma,
+            gamma=self.gamma,
         )
         parts = parts[self.probes]
         torch.mul(of_entries.transpose(1, 2), (parts * self.share)[:, None], out=slopes[self.outputs_at].view(shape))
@@ -242,9 +242,8 @@ class Bank:
 
 def parts_of_means(weights: Tensor, sizes: Sequence[int]) -> Tensor:
     """Return what part of the mean over its batch each row is, for weights (n, H) of rows batch after batch."""
-    batch = torch.repeat_interleave(torch.tensor(sizes)).to(weights.device)
-    total = weights.new_zeros(len(sizes), weights.shape[1]).index_add_(0, batch, weights)
-    return weights / total.masked_fill_(total == 0, 1.0).index_select(0, batch)
+    totals = [(batch.sum(dim=0), batch) for batch in weights.split(list(sizes))]
+    return torch.cat([batch / total.masked_fill_(total == 0, 1.0) for total, batch in totals])
 
 
 def train_probes(probes: Sequence[Probe], rows: Rows, plan: Plan) -> TrainedProbes:
@@ -390,7 +389,7 @@ def _families(probes: Sequence[Probe], columns: Sequence[slice], device: Device)
                 outputs=alike[0].outputs,
                 probes=slice(first, h),
                 outputs_at=slice(columns[first].start, columns[h - 1].stop),
-                gamma=torch.tensor(gamma, device=device) if any(gamma) else None,
+                gamma=torch.tensor(gamma, device=device) if any(gamma) else 0.0,
                 delta=torch.tensor([probe.delta for probe in alike], device=device),
             )
             first = h
