@@ -242,7 +242,7 @@ class Bank:
 
 def parts_of_means(weights: Tensor, sizes: Sequence[int]) -> Tensor:
     """Return what part of the mean over its batch each row is, for weights (n, H) of rows batch after batch."""
-    totals = [(batch.sum(dim=0), batch) for batch in weights.split(list(sizes))]
+    totals = [(batch.sum(dim=0), batch) for batch in torch.split(weights, list(sizes))]
     return torch.cat([batch / total.masked_fill_(total == 0, 1.0) for total, batch in totals])
 
 
