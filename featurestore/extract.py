@@ -255,13 +255,15 @@ def automatic_batch_size(modality: str, device: str) -> int:
 
     On a CPU small batches keep activations in cache; a GPU takes the largest power of two that a
     tenth of its memory holds at a generous 40 MB per sample, and batches that do not fit are split.
+    A video is as much work as 16 images.
     """
     if not device.startswith("cuda"):
-        return 8 if modality == "image" else 16
+        return {"image": 8, "video": 1}.get(modality, 16)
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
-    return int(2 ** np.clip(np.floor(np.log2(free / 10 / 40e6)), 3, 9))
+    size = 2 ** np.clip(np.floor(np.log2(free / 10 / 40e6)), 3, 9)
+    return max(1, int(size) // 16) if modality == "video" else int(size)
 
 
 def _manifest(config: ExtractConfig) -> Manifest:
@@ -314,7 +316,7 @@ def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that take part in the values."""
     from importlib import metadata
 
-    names = ("torch", "torchvision", "transformers", "open_clip_torch", "timm", "pillow", "simplejpeg", "numpy")
+    names = ("torch", "torchvision", "transformers", "open_clip_torch", "timm", "pillow", "simplejpeg", "av", "numpy")
     return {name: metadata.version(name) for name in names}
 
 

@@ -82,6 +82,20 @@ def texts() -> list[Source]:
     return [Source("text", text=text) for text in TEXTS]
 
 
+@pytest.fixture(scope="session")
+def videos(
+    tmp_path_factory: pytest.TempPathFactory, make_film: Callable[..., Path], make_scenes: Callable[..., Any]
+) -> list[Source]:
+    """Short and long videos of odd sizes, lossless and not."""
+    folder = tmp_path_factory.mktemp("videos")
+    shapes = [("a.mp4", 3, 48, 64, {}), ("b.avi", 21, 72, 40, {"codec": "mpeg4", "pix_fmt": "yuv420p"})]
+    shapes.append(("c.mkv", 9, 64, 120, {"codec": "ffv1", "pix_fmt": "bgr0"}))
+    return [
+        Source("video", path=make_film(folder / name, make_scenes(n, height=h, width=w, seed=n), **options))
+        for name, n, h, w, options in shapes
+    ]
+
+
 def _open_clip(folder: Path) -> None:
     import open_clip
     from safetensors.torch import save_file

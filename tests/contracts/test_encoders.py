@@ -31,7 +31,7 @@ Reference = Callable[[Path, Sequence[Any]], Tensor]
 class Case:
     """One encoder: how to make its checkpoint and name it, and what its library says of a sample.
 
-    `reference` gets the checkpoint's folder and RGB pictures or texts, and uses the library only.
+    `reference` gets the checkpoint's folder and RGB pictures, texts or lists of all frames, and uses the library only.
     """
 
     name: str
@@ -174,6 +174,22 @@ def toy(_: Path, texts: Sequence[Any]) -> Tensor:
     return torch.tensor([[float(len(text)), float(text.count("a"))] for text in texts])
 
 
+def of_frames(count: int, image: Reference, pool: Callable[[Tensor], Tensor]) -> Reference:
+    def reference(folder: Path, videos: Sequence[Any]) -> Tensor:
+        def sampled(frames: list[Any]) -> list[Any]:
+            if len(frames) <= count:
+                return frames
+            return [frames[k * (len(frames) - 1) // (count - 1)] for k in range(count)]
+
+        return torch.stack([pool(image(folder, sampled(frames))) for frames in videos])
+
+    return reference
+
+
+def largest(vectors: Tensor) -> Tensor:
+    return vectors.amax(0)
+
+
 def cls(tokens: Tensor) -> Tensor:
     return tokens[:, 0]
 
@@ -209,6 +225,16 @@ CASES = (
     ),
     Case("efficientnet-lite0", "efficientnet-lite0", efficientnet_lite0, "image"),
     Case("minilm", "minilm", minilm, "text"),
+    Case(
+        "frames",
+        "frames:4+timm:test_vit@{folder}/test_vit.pt",
+        of_frames(4, timm_model("test_vit", pre_logits), lambda vectors: vectors.mean(0)),
+        "video",
+        "timm",
+    ),
+    Case(
+        "frames-max", "frames:max+hf:{folder}", of_frames(16, hf_two_tower_image, lambda x: x.amax(0)), "video", "clip"
+    ),
     Case("python", f"py:{ROOT}/tests/contracts/own_encoder.py:letters", toy, "text"),
 )
 
@@ -217,8 +243,9 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 @pytest.fixture
-def samples(images: list[Source], texts: list[Source]) -> Callable[[Case], list[Source]]:
-    return lambda case: images if case.modality == "image" else texts
+def samples(images: list[Source], texts: list[Source], videos: list[Source]) -> Callable[[Case], list[Source]]:
+    by_modality = {"image": images, "text": texts, "video": videos}
+    return lambda case: by_modality[case.modality]
 
 
 def encode(encoder: Encoder, sources: Sequence[Source]) -> Tensor:
@@ -226,6 +253,11 @@ def encode(encoder: Encoder, sources: Sequence[Source]) -> Tensor:
 
 
 def content(source: Source) -> Any:
+    if source.modality == "video":
+        import av
+
+        with av.open(str(source.path)) as container:
+            return [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     return source.text if source.path is None else Image.open(source.path).convert("RGB")
 
 
