@@ -26,7 +26,12 @@ _PREFIXES = {"huggingface": "hf", "python": "py"}
 
 _OPEN_CLIP_SCHEMES = ("hf-hub", "local-dir")
 _IMAGE_FAMILIES = ("timm", "torchvision")
-_DEFAULTS: dict[Modality, str] = {"image": "offline:efficientnet-lite0", "text": "offline:minilm"}
+_AUDIO_FAMILIES = ("audio",)
+_DEFAULTS: dict[Modality, str] = {
+    "image": "offline:efficientnet-lite0",
+    "text": "offline:minilm",
+    "audio": "audio:mfcc",
+}
 _DISTRIBUTIONS = {"open_clip": "open_clip_torch", "PIL": "pillow", "sklearn": "scikit-learn"}
 _PUBMEDBERT = "microsoft/BiomedNLP-PubMedBERT-"
 _RENAMED = {
@@ -256,7 +261,10 @@ def modality_of(encoder_id: str) -> Modality | None:
     for row in ALIASES:
         if row.id == full:
             return row.modality
-    return "image" if full.partition(":")[0] in _IMAGE_FAMILIES else None
+    family = full.partition(":")[0]
+    if family in _AUDIO_FAMILIES:
+        return "audio"
+    return "image" if family in _IMAGE_FAMILIES else None
 
 
 def load_encoder(encoder_id: str, options: EncoderOptions) -> Encoder:

@@ -135,11 +135,13 @@ def refuse_drift(cosine: float, *, name: str) -> None:
 
 
 def _canary_sources(modality: Modality, folder: Path) -> list[Source]:
-    """Return the synthetic samples of one modality; images are written into `folder`."""
+    """Return the synthetic samples of one modality; pictures and sounds are written into `folder`."""
     if modality == "text":
         return [Source("text", text=text) for text in _CANARY_TEXTS]
     if modality == "image":
         return [Source("image", path=_write_canary_image(folder, seed)) for seed in range(2)]
+    if modality == "audio":
+        return [Source("audio", path=_write_canary_sound(folder, seed)) for seed in range(2)]
     raise SampleError("unsupported", f"no canary inputs for modality {modality!r}")
 
 
@@ -151,4 +153,18 @@ def _write_canary_image(folder: Path, seed: int) -> Path:
     path = folder / f"canary-{seed}.png"
     # Nearest-neighbour blocks: no resampling filter of a library decides the pixels of the canary itself.
     Image.fromarray(np.ascontiguousarray(coarse.repeat(32, axis=0).repeat(32, axis=1))).save(path)
+    return path
+
+
+def _write_canary_sound(folder: Path, seed: int) -> Path:
+    """Write 1.5 s of random steps, 16-bit mono at 16 kHz, as WAV; the same bytes for the same seed."""
+    import wave
+
+    levels = np.random.default_rng(seed).integers(-9000, 9000, size=300, dtype=np.int16)
+    path = folder / f"canary-{seed}.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(levels.repeat(80).astype("<i2").tobytes())
     return path

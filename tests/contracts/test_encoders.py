@@ -31,7 +31,7 @@ Reference = Callable[[Path, Sequence[Any]], Tensor]
 class Case:
     """One encoder: how to make its checkpoint and name it, and what its library says of a sample.
 
-    `reference` gets the checkpoint's folder and RGB pictures or texts, and uses the library only.
+    `reference` gets the checkpoint's folder and RGB pictures, texts or sound files, and uses the library only.
     """
 
     name: str
@@ -174,6 +174,47 @@ def toy(_: Path, texts: Sequence[Any]) -> Tensor:
     return torch.tensor([[float(len(text)), float(text.count("a"))] for text in texts])
 
 
+def librosa_log_mel(path: Path, fmax: float, top_db: float | None) -> Any:
+    import librosa
+    import soundfile
+
+    stored, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    sound = librosa.resample(librosa.to_mono(stored.T), orig_sr=rate, target_sr=16_000, res_type="soxr_hq")
+    if top_db is not None:
+        sound, _ = librosa.effects.trim(sound, top_db=top_db)
+    power = librosa.feature.melspectrogram(
+        y=sound, sr=16_000, n_fft=400, hop_length=160, n_mels=80, fmin=50, fmax=min(fmax, rate / 2)
+    )
+    return librosa.power_to_db(power, ref=lambda x: x.max(), top_db=80)
+
+
+def over_time(rows: Any) -> Tensor:
+    return torch.cat([torch.tensor(rows.mean(1)), torch.tensor(rows.std(1))])
+
+
+def librosa_mfcc(fmax: float = 8000, top_db: float | None = None) -> Reference:
+    def reference(_: Path, paths: Sequence[Any]) -> Tensor:
+        import librosa
+
+        vectors = []
+        for path in paths:
+            frames = librosa.feature.mfcc(S=librosa_log_mel(path, fmax, top_db), n_mfcc=20)
+            slopes = [librosa.feature.delta(frames, order=order) for order in (1, 2)]
+            vectors.append(over_time(torch.cat([torch.tensor(each) for each in (frames, *slopes)]).numpy()))
+        return torch.stack(vectors)
+
+    return reference
+
+
+def librosa_bands(_: Path, paths: Sequence[Any]) -> Tensor:
+    return torch.stack([over_time(librosa_log_mel(path, 8000, None)) for path in paths])
+
+
+def librosa_bands_normal(_: Path, paths: Sequence[Any]) -> Tensor:
+    bands = [librosa_log_mel(path, 8000, None) for path in paths]
+    return torch.stack([over_time((each - each.mean()) / each.std()) for each in bands])
+
+
 def cls(tokens: Tensor) -> Tensor:
     return tokens[:, 0]
 
@@ -209,6 +250,10 @@ CASES = (
     ),
     Case("efficientnet-lite0", "efficientnet-lite0", efficientnet_lite0, "image"),
     Case("minilm", "minilm", minilm, "text"),
+    Case("mfcc", "audio:mfcc", librosa_mfcc(), "audio"),
+    Case("mfcc-trim", "audio:mfcc/trim=25/fmax=3000", librosa_mfcc(3000, 25), "audio"),
+    Case("logmel", "audio:logmel", librosa_bands, "audio"),
+    Case("logmel-cmvn", "audio:logmel/norm=cmvn", librosa_bands_normal, "audio"),
     Case("python", f"py:{ROOT}/tests/contracts/own_encoder.py:letters", toy, "text"),
 )
 
@@ -217,8 +262,9 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 @pytest.fixture
-def samples(images: list[Source], texts: list[Source]) -> Callable[[Case], list[Source]]:
-    return lambda case: images if case.modality == "image" else texts
+def samples(images: list[Source], texts: list[Source], sounds: list[Source]) -> Callable[[Case], list[Source]]:
+    of_modality = {"image": images, "text": texts, "audio": sounds}
+    return lambda case: of_modality[case.modality]
 
 
 def encode(encoder: Encoder, sources: Sequence[Source]) -> Tensor:
@@ -226,6 +272,8 @@ def encode(encoder: Encoder, sources: Sequence[Source]) -> Tensor:
 
 
 def content(source: Source) -> Any:
+    if source.modality == "audio":
+        return source.path
     return source.text if source.path is None else Image.open(source.path).convert("RGB")
 
 

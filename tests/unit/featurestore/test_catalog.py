@@ -90,11 +90,12 @@ def test_modality_is_known_before_loading_where_it_can_be() -> None:
     assert modality_of("hf:someone/something") is None
 
 
-def test_defaults_exist_for_images_and_text_only() -> None:
+def test_defaults_exist_but_for_video() -> None:
     assert modality_of(default_encoder("image")) == "image"
     assert modality_of(default_encoder("text")) == "text"
-    with pytest.raises(EncoderError, match="no default encoder for audio"):
-        default_encoder("audio")
+    assert modality_of(default_encoder("audio")) == "audio"
+    with pytest.raises(EncoderError, match="no default encoder for video"):
+        default_encoder("video")
 
 
 @pytest.mark.parametrize(
