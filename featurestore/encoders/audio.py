@@ -107,8 +107,8 @@ class Framing:
 class AudioEncoder:
     """Features of sound, averaged over time; fulfils `featurestore.encoder.Encoder`.
 
-    The vectors are made in `read`, in threads on the CPU, which costs less than decoding the file does; `encode` only
-    hands them over.
+    The vectors are made in `read`, in threads on the CPU, so that no waveform waits in memory; `encode` only hands them
+    over.
 
     Parameters
     ----------
