@@ -9,6 +9,7 @@ Everything here may be called from many threads; the decoders release the interp
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ _BLOCK_FRAMES = 2**20
 _UNKNOWN_FRAMES = 2**63 - 1
 _UNKNOWN_BYTES = 0x7FFF_0000
 """From here on a size is a placeholder of a program that could not go back and fill it in."""
+_JOINABLE = ("MP3", "OGG", "FLAC")
+_MAX_TAG_BYTES = 2048
+"""What may follow the sound: tags at the end of an MP3."""
 # What libsndfile notes about a file that ends before its header says.
 _SHORT_CHUNK = re.compile(r"(?:data|SSND) : (\d+) \(should be \d+\)")
 _UNENDED_OGG = "Last page lacks an end-of-stream bit"
@@ -119,7 +123,7 @@ def trim_silence(recording: Recording, top_db: float) -> Recording:
     frame, hop = 2048, 512
     padded = np.pad(recording.samples, frame // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, frame)[::hop]
-    power = np.maximum(np.einsum("ij,ij->i", frames, frames) / frame, 1e-10)
+    power = np.maximum(np.einsum("ij,ij->i", frames, frames, dtype=np.float64) / frame, 1e-10)
     loud = np.flatnonzero(10 * np.log10(power / power.max()) > -top_db)
     return replace(recording, samples=recording.samples[loud[0] * hop : (loud[-1] + 1) * hop])
 
@@ -129,17 +133,22 @@ def _read(path: Path, rate: int, max_seconds: float) -> tuple[Samples, int]:
     with _opened(path) as file:
         _check_header(path, file, max_seconds)
         stream = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32", quality="HQ")
-        blocks = [stream.resample_chunk(block, last=last) for block, last in _mono_blocks(path, file)]
-        return np.concatenate(blocks), file.samplerate
+        blocks = [stream.resample_chunk(block) for block in _mono_blocks(path, file)]
+        blocks.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+        samples = np.concatenate(blocks)
+        if not np.isfinite(samples).all():
+            raise SampleError("not_finite", f"{path}: expected numbers, found samples that are NaN or infinite")
+        return samples, file.samplerate
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    """Open an audio file; whatever is wrong with reading it becomes a SampleError."""
+    """Open an audio file that is read to its end; whatever is wrong with that becomes a SampleError."""
     try:
         # By its number: libsndfile would guess the format of an unknown file from its name.
         with path.open("rb") as handle, soundfile.SoundFile(handle.fileno(), closefd=False) as file:
             yield file
+            _refuse_unread_sound(path, file, handle.fileno())
     except FileNotFoundError as error:
         raise SampleError("missing", f"{path}: expected an audio file, found nothing there") from error
     except soundfile.LibsndfileError as error:
@@ -177,15 +186,26 @@ def _check_header(path: Path, file: soundfile.SoundFile, max_seconds: float) -> 
         raise SampleError("truncated", f"{path}: expected {expected}, found its first {seconds:.3g} s; copy it again")
 
 
-def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[tuple[Samples, bool]]:
-    """Yield the average of the channels block by block, and whether a block is the last one."""
+def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[Samples]:
+    """Yield the average of the channels, block by block."""
     done = 0
-    while done < file.frames:
-        block = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
-        if not len(block):
-            raise SampleError("truncated", f"{path}: expected {file.frames:,} samples, found {done:,}; copy it again")
+    while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
         done += len(block)
-        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
-        if not np.isfinite(mono).all():
-            raise SampleError("not_finite", f"{path}: expected numbers, found samples that are NaN or infinite")
-        yield np.ascontiguousarray(mono), done >= file.frames
+        with np.errstate(invalid="ignore", over="ignore"):
+            yield block.mean(axis=1)
+    # Without a header of its own the length of an MP3 is an estimate.
+    if done < file.frames * (0.99 if file.format == "MP3" else 1):
+        raise SampleError("truncated", f"{path}: expected {file.frames:,} samples, found {done:,}; copy it again")
+
+
+def _refuse_unread_sound(path: Path, file: soundfile.SoundFile, descriptor: int) -> None:
+    """Refuse a file of which libsndfile has read a part only.
+
+    It stops where it expects the end: at the estimated length of an MP3 of variable rate without a header that states
+    it, and after the first of several files that were joined byte by byte.
+    """
+    size = os.fstat(descriptor).st_size
+    unread = size - os.lseek(descriptor, 0, os.SEEK_CUR)
+    if file.format in _JOINABLE and unread > max(_MAX_TAG_BYTES, size / 100):
+        found = f"{unread:,} bytes behind it"
+        raise SampleError("unsupported", f"{path}: expected one recording, found {found}; write the file anew")

@@ -157,6 +157,30 @@ def test_cut_short(write: Write, name: str) -> None:
     assert refused(path).kind == ("unreadable" if name == "a.flac" else "truncated")
 
 
+@pytest.mark.parametrize("name", ["a.flac", "a.ogg", "a.mp3"])
+def test_files_joined_byte_by_byte_are_not_read_in_part(write: Write, name: str) -> None:
+    path = write(name, np.random.default_rng(0).normal(size=80_000) / 10)
+    path.write_bytes(path.read_bytes() * 2)
+    error = refused(path)
+    assert error.kind == "unsupported"
+    assert "expected one recording, found" in str(error)
+
+
+@pytest.mark.parametrize(("mode", "whole"), [("CONSTANT", True), ("VARIABLE", False)])
+def test_mp3_without_a_stated_length(write: Write, mode: str, whole: bool) -> None:
+    """Its length is estimated from the first frame: right for a constant rate, far too short for this variable one."""
+    rng = np.random.default_rng(0)
+    sound = np.concatenate([rng.normal(size=40_000) / 10, tone(10.0), rng.normal(size=40_000) / 10])
+    path = write("a.mp3", sound, bitrate_mode=mode, compression_level=0.3)
+    content = path.read_bytes()
+    header = content.index(content[:2], 100)  # the frame of the stated length ends where the next frame begins
+    path.write_bytes(content[header:] + b"TAG" + bytes(125))
+    if whole:
+        assert load(path).seconds == pytest.approx(len(sound) / 16_000, rel=0.01)
+    else:
+        assert refused(path).kind == "unsupported"
+
+
 def test_placeholder_sizes_are_no_truncation(write: Write) -> None:
     path = write("a.wav", tone())
     content = bytearray(path.read_bytes())
@@ -194,8 +218,8 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_no_numbers(write: Write, value: float) -> None:
-    samples = tone()
-    samples[100] = value
+    samples = np.column_stack([tone(), tone()])
+    samples[100] = (value, -value)
     assert refused(write("a.wav", samples, subtype="FLOAT")).kind == "not_finite"
 
 
