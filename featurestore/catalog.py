@@ -29,7 +29,13 @@ _OPEN_CLIP_SCHEMES = ("hf-hub", "local-dir")
 _IMAGE_FAMILIES = ("timm", "torchvision")
 _VIDEO_MODELS = ("mc3_", "mvit_", "r2plus1d_", "r3d_", "s3d", "swin3d_")
 """How the names of torchvision's video models begin."""
-_DEFAULTS: dict[Modality, str] = {"image": "offline:efficientnet-lite0", "text": "offline:minilm"}
+_AUDIO_FAMILIES = ("audio",)
+_DEFAULTS: dict[Modality, str] = {
+    "image": "offline:efficientnet-lite0",
+    "text": "offline:minilm",
+    "audio": "audio:mfcc",
+    "video": "frames+offline:efficientnet-lite0",
+}
 _DISTRIBUTIONS = {"open_clip": "open_clip_torch", "PIL": "pillow", "sklearn": "scikit-learn"}
 _PUBMEDBERT = "microsoft/BiomedNLP-PubMedBERT-"
 _RENAMED = {
@@ -207,15 +213,7 @@ def families() -> tuple[Family, ...]:
 
 
 def default_encoder(modality: Modality) -> str:
-    """Return the encoder that a modality gets when none is named; it needs no network.
-
-    Raises
-    ------
-    EncoderError
-        If the modality has no default.
-    """
-    if modality not in _DEFAULTS:
-        raise EncoderError(f"there is no default encoder for {modality}; name one with --encoder")
+    """Return the encoder that a modality gets when none is named; it needs no network."""
     return _DEFAULTS[modality]
 
 
@@ -271,6 +269,8 @@ def modality_of(encoder_id: str) -> Modality | None:
     family, _, name = full.partition(":")
     if family == "torchvision" and name.startswith(_VIDEO_MODELS):
         return "video"
+    if family in _AUDIO_FAMILIES:
+        return "audio"
     return "image" if family in _IMAGE_FAMILIES else None
 
 

@@ -142,6 +142,8 @@ def _canary_sources(modality: Modality, folder: Path) -> list[Source]:
         return [Source("image", path=_write_canary_image(folder, seed)) for seed in range(2)]
     if modality == "video":
         return [Source("video", path=_write_canary_video(folder, seed)) for seed in range(2)]
+    if modality == "audio":
+        return [Source("audio", path=_write_canary_sound(folder, seed)) for seed in range(2)]
     raise SampleError("unsupported", f"no canary inputs for modality {modality!r}")
 
 
@@ -172,3 +174,17 @@ def _blocks(rng: np.random.Generator) -> NDArray[np.uint8]:
     """Return a picture of even blocks: no resampling filter of a library decides the pixels of the canary itself."""
     coarse = rng.integers(0, 256, size=(8, 10, 3), dtype=np.uint8)
     return np.ascontiguousarray(coarse.repeat(32, axis=0).repeat(32, axis=1))
+
+
+def _write_canary_sound(folder: Path, seed: int) -> Path:
+    """Write 1.5 s of random steps, 16-bit mono at 16 kHz, as WAV; the same bytes for the same seed."""
+    import wave
+
+    levels = np.random.default_rng(seed).integers(-9000, 9000, size=300, dtype=np.int16)
+    path = folder / f"canary-{seed}.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(levels.repeat(80).astype("<i2").tobytes())
+    return path

@@ -96,6 +96,26 @@ def videos(
     ]
 
 
+@pytest.fixture(scope="session")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
+    """Noise that comes and goes, of several rates, depths, lengths and numbers of channels."""
+    import soundfile
+
+    folder, rng = tmp_path_factory.mktemp("sounds"), np.random.default_rng(0)
+    sources = []
+    for i, (rate, seconds, channels, depth) in enumerate(
+        [(16_000, 1.0, 1, "PCM_16"), (8_000, 0.7, 1, "PCM_16"), (44_100, 1.3, 2, "PCM_24"), (16_000, 0.2, 1, "FLOAT")]
+    ):
+        length = round(rate * seconds)
+        loudness = np.interp(np.arange(length), np.linspace(0, length, 7), rng.uniform(0, 0.2, 7))
+        smooth = np.cumsum(rng.normal(size=(length, channels)), axis=0) / 50
+        noise = np.diff(smooth, axis=0, prepend=0) + 0.1 * np.sin(smooth * 20)
+        path = folder / f"{i}.wav"
+        soundfile.write(path, noise * loudness[:, None], rate, subtype=depth)
+        sources.append(Source("audio", path=path))
+    return sources
+
+
 def _open_clip(folder: Path) -> None:
     import open_clip
     from safetensors.torch import save_file

@@ -31,7 +31,8 @@ Reference = Callable[[Path, Sequence[Any]], Tensor]
 class Case:
     """One encoder: how to make its checkpoint and name it, and what its library says of a sample.
 
-    `reference` gets the checkpoint's folder and RGB pictures, texts or lists of all frames, and uses the library only.
+    `reference` gets the checkpoint's folder and RGB pictures, lists of them (all frames), texts or sound files, and
+    uses the library only.
     """
 
     name: str
@@ -186,8 +187,49 @@ def of_frames(count: int, image: Reference, pool: Callable[[Tensor], Tensor]) ->
     return reference
 
 
+def librosa_log_mel(path: Path, fmax: float, top_db: float | None) -> Any:
+    import librosa
+    import soundfile
+
+    stored, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    sound = librosa.resample(librosa.to_mono(stored.T), orig_sr=rate, target_sr=16_000, res_type="soxr_hq")
+    if top_db is not None:
+        sound, _ = librosa.effects.trim(sound, top_db=top_db)
+    power = librosa.feature.melspectrogram(
+        y=sound, sr=16_000, n_fft=400, hop_length=160, n_mels=80, fmin=50, fmax=min(fmax, rate / 2)
+    )
+    return librosa.power_to_db(power, ref=lambda x: x.max(), top_db=80)
+
+
+def over_time(rows: Any) -> Tensor:
+    return torch.cat([torch.tensor(rows.mean(1)), torch.tensor(rows.std(1))])
+
+
+def librosa_mfcc(fmax: float = 8000, top_db: float | None = None) -> Reference:
+    def reference(_: Path, paths: Sequence[Any]) -> Tensor:
+        import librosa
+
+        vectors = []
+        for path in paths:
+            frames = librosa.feature.mfcc(S=librosa_log_mel(path, fmax, top_db), n_mfcc=20)
+            slopes = [librosa.feature.delta(frames, order=order) for order in (1, 2)]
+            vectors.append(over_time(torch.cat([torch.tensor(each) for each in (frames, *slopes)]).numpy()))
+        return torch.stack(vectors)
+
+    return reference
+
+
 def largest(vectors: Tensor) -> Tensor:
     return vectors.amax(0)
+
+
+def librosa_bands(_: Path, paths: Sequence[Any]) -> Tensor:
+    return torch.stack([over_time(librosa_log_mel(path, 8000, None)) for path in paths])
+
+
+def librosa_bands_normal(_: Path, paths: Sequence[Any]) -> Tensor:
+    bands = [librosa_log_mel(path, 8000, None) for path in paths]
+    return torch.stack([over_time((each - each.mean()) / each.std()) for each in bands])
 
 
 def cls(tokens: Tensor) -> Tensor:
@@ -232,9 +274,11 @@ CASES = (
         "video",
         "timm",
     ),
-    Case(
-        "frames-max", "frames:max+hf:{folder}", of_frames(16, hf_two_tower_image, lambda x: x.amax(0)), "video", "clip"
-    ),
+    Case("frames-max", "frames:max+hf:{folder}", of_frames(16, hf_two_tower_image, largest), "video", "clip"),
+    Case("mfcc", "audio:mfcc", librosa_mfcc(), "audio"),
+    Case("mfcc-trim", "audio:mfcc/trim=25/fmax=3000", librosa_mfcc(3000, 25), "audio"),
+    Case("logmel", "audio:logmel", librosa_bands, "audio"),
+    Case("logmel-cmvn", "audio:logmel/norm=cmvn", librosa_bands_normal, "audio"),
     Case("python", f"py:{ROOT}/tests/contracts/own_encoder.py:letters", toy, "text"),
 )
 
@@ -243,9 +287,11 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 @pytest.fixture
-def samples(images: list[Source], texts: list[Source], videos: list[Source]) -> Callable[[Case], list[Source]]:
-    by_modality = {"image": images, "text": texts, "video": videos}
-    return lambda case: by_modality[case.modality]
+def samples(
+    images: list[Source], texts: list[Source], sounds: list[Source], videos: list[Source]
+) -> Callable[[Case], list[Source]]:
+    of_modality = {"image": images, "text": texts, "audio": sounds, "video": videos}
+    return lambda case: of_modality[case.modality]
 
 
 def encode(encoder: Encoder, sources: Sequence[Source]) -> Tensor:
@@ -258,6 +304,8 @@ def content(source: Source) -> Any:
 
         with av.open(str(source.path)) as container:
             return [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    if source.modality == "audio":
+        return source.path
     return source.text if source.path is None else Image.open(source.path).convert("RGB")
 
 
