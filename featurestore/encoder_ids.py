@@ -31,7 +31,7 @@ class Wrapper:
     encodes, takes
         The modality of the whole, and that of the encoder inside.
     options
-        By name, what may be chosen: a regular expression and the default.
+        By name, what may be chosen: a regular expression, which no two share a match of, and the default.
     """
 
     encodes: Modality
@@ -48,7 +48,12 @@ WRAPPERS: Mapping[str, Wrapper] = {
     "spectrogram": Wrapper(
         encodes="audio",
         takes="image",
-        options={"framing": ("windows|squash", "windows"), "pool": ("mean|max", "mean")},
+        options={
+            "framing": ("windows|squash", "windows"),
+            "pool": ("mean|max", "mean"),
+            "trim": (r"trim=[\d.]+", ""),
+            "fmax": (r"fmax=[\d.]+", ""),
+        },
     ),
 }
 
@@ -133,11 +138,10 @@ def _options(encoder_id: str, word: str, text: str) -> dict[str, str]:
     for value in text.split(",") if text else ():
         name = next((name for name, (form, _) in known.items() if re.fullmatch(form, value)), None)
         if name is None:
-            words = [each for form, _ in known.values() for each in form.split("|") if each.isalpha()]
-            number = "; or a number of frames, 1 to 9999" if "count" in known else ""
-            raise UnknownEncoder(
-                f"{encoder_id!r}: {word} has no option {value!r}; {did_you_mean(value, words)}{number}"
-            )
+            # What a regular expression looks like to a reader: "count" is a number, "trim=..." takes one.
+            words = [each.replace(r"[\d.]+", "...") for form, _ in known.values() for each in form.split("|")]
+            forms = ["a number" if each.startswith("[") else each for each in words]
+            raise UnknownEncoder(f"{encoder_id!r}: {word} has no option {value!r}; {did_you_mean(value, forms)}")
         if name in chosen:
             raise UnknownEncoder(f"{encoder_id!r}: both {chosen[name]!r} and {value!r}; choose one {name}")
         chosen[name] = value

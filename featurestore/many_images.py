@@ -54,9 +54,13 @@ class ManyImages:
         From a sample to its images, at least one: uint8, (h, w, 3) or (h, w).
     pool
         ``mean`` of a sample's vectors, or their ``max``imum, value by value.
+    entire
+        Whether an image is squashed to the image encoder's input; else it is resized and cropped as the encoder does.
     device
         Where `inner` computes.
     """
+
+    images_per_sample = 16
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class ManyImages:
         spec: EncoderSpec,
         images_of: Callable[[Source], Sequence[Image8]],
         pool: Pool,
+        entire: bool,
         device: str,
     ) -> None:
         self.spec = spec
@@ -72,6 +77,7 @@ class ManyImages:
         self.truncated = 0
         self._inner = inner
         self._images_of = images_of
+        self._entire = entire
         self._pool = pool
         self._at_once = _IMAGES_AT_ONCE[torch.device(device).type]
 
@@ -89,7 +95,7 @@ class ManyImages:
             If the sample cannot be decoded, or its images are too elongated to be resized.
         """
         try:
-            return [self._inner.read(image) for image in self._images_of(source)]
+            return [self._inner.read(image) for image in self._images(source)]
         except SampleError as error:
             # An image encoder knows the size of an image but not where it is from.
             raise error if str(source) in str(error) else SampleError(error.kind, f"{source}: {error}") from error
@@ -110,9 +116,11 @@ class ManyImages:
 
     def encode_reference(self, sources: Sequence[Source]) -> Tensor:
         """Return the embeddings by the image library's own transform in fp32, one image at a time."""
-        return torch.stack(
-            [self._pooled(self._inner.encode_reference(list(self._images_of(source)))) for source in sources]
-        )
+        return torch.stack([self._pooled(self._inner.encode_reference(self._images(source))) for source in sources])
+
+    def _images(self, source: Source) -> list[Image8]:
+        images = self._images_of(source)
+        return [self._inner.transform.entire(image) for image in images] if self._entire else list(images)
 
     def _pooled(self, vectors: Tensor) -> Tensor:
         """Return one vector, (dim,), of several, (k, dim)."""
@@ -125,6 +133,7 @@ def load_many_images(
     *,
     images_of: Callable[[Source], Sequence[Image8]],
     pool: Pool,
+    entire: bool = False,
     preprocess: Mapping[str, Any],
 ) -> ManyImages:
     """Return a wrapper around the image encoder that its id names.
@@ -135,7 +144,7 @@ def load_many_images(
         The id.
     options
         Given to the image encoder: pooling of its tokens, precision, stored type, device.
-    images_of, pool
+    images_of, pool, entire
         See `ManyImages`.
     preprocess
         What decides the images and how their vectors are pooled; with the specification of the image encoder it is
@@ -161,4 +170,4 @@ def load_many_images(
         preprocess=dict(preprocess),
         version=1,
     )
-    return ManyImages(inner=inner, spec=spec, images_of=images_of, pool=pool, device=options.device)
+    return ManyImages(inner=inner, spec=spec, images_of=images_of, pool=pool, entire=entire, device=options.device)

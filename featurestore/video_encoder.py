@@ -106,6 +106,7 @@ class VideoEncoder:
 
     thread_safe = True
     truncated = 0
+    images_per_sample = 16
 
     def __init__(
         self,

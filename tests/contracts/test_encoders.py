@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from data.audio import load_audio
 from data.manifest import Modality, Source
+from data.spectrogram import MelSettings, spectrogram_image
 from featurestore.catalog import families, load_encoder
 from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.errors import EncoderError, WeightsUnavailable
@@ -232,6 +236,25 @@ def librosa_bands_normal(_: Path, paths: Sequence[Any]) -> Tensor:
     return torch.stack([over_time((each - each.mean()) / each.std()) for each in bands])
 
 
+def of_windows(image: Reference) -> Reference:
+    """Windows of spectrograms (which have tests of their own) through an encoder that squashes to 32 x 32."""
+
+    def reference(folder: Path, paths: Sequence[Any]) -> Tensor:
+        vectors = []
+        for path in paths:
+            whole = spectrogram_image(load_audio(Source("audio", path=path)), MelSettings())
+            beyond = whole.shape[1] - 80
+            steps = max(0, math.ceil(beyond / 40))
+            starts = [step * beyond // steps for step in range(steps + 1)] if steps else [0]
+            black = np.zeros((80, max(0, -beyond)), np.uint8)
+            cut = [np.hstack([whole, black])[:, start : start + 80] for start in starts]
+            pictures = [Image.fromarray(each).resize((32, 32), Image.Resampling.BILINEAR) for each in cut]
+            vectors.append(image(folder, [each.convert("RGB") for each in pictures]).mean(0))
+        return torch.stack(vectors)
+
+    return reference
+
+
 def cls(tokens: Tensor) -> Tensor:
     return tokens[:, 0]
 
@@ -275,6 +298,7 @@ CASES = (
         "timm",
     ),
     Case("frames-max", "frames:max+hf:{folder}", of_frames(16, hf_two_tower_image, largest), "video", "clip"),
+    Case("spectrogram", "spectrogram+hf:{folder}", of_windows(hf_two_tower_image), "audio", "siglip"),
     Case("mfcc", "audio:mfcc", librosa_mfcc(), "audio"),
     Case("mfcc-trim", "audio:mfcc/trim=25/fmax=3000", librosa_mfcc(3000, 25), "audio"),
     Case("logmel", "audio:logmel", librosa_bands, "audio"),

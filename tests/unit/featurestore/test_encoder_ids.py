@@ -49,6 +49,7 @@ def test_splitting_undoes_joining(ids: list[str]) -> None:
         ("frames:max,8+efficientnet-lite0", f"frames:8,max+{LITE}"),
         (" frames:8+local-dir:/some/folder", "frames:8+open_clip:local-dir:/some/folder"),
         ("spectrogram:windows+ResNet50", "spectrogram+torchvision:resnet50/IMAGENET1K_V2"),
+        ("spectrogram:fmax=4000,trim=25,mean+minilm", "spectrogram:trim=25,fmax=4000+offline:minilm"),
         ("spectrogram:squash+hf:/a/b@c/random:0", "spectrogram:squash+hf:/a/b@c/random:0"),
     ],
 )
@@ -74,6 +75,9 @@ def test_every_option_has_a_value() -> None:
         ("frames:meen+minilm", "did you mean 'mean'"),
         ("frames:8,9+minilm", "both '8' and '9'"),
         ("spectrogram:8+minilm", "no option '8'"),
+        ("spectrogram:sqush+minilm", "did you mean 'squash'"),
+        ("spectrogram:trim+minilm", "did you mean 'trim=...'"),
+        ("frames:none+minilm", "a number, max, mean"),
         ("frames+minilmm", "did you mean 'minilm'"),
         ("frames:x", "wraps no encoder"),
     ],
@@ -94,7 +98,7 @@ def test_wrappers_are_listed_as_they_are_written() -> None:
     forms = {family.prefix: family.form for family in families()}
     assert forms["frames"] == "frames+ID"
     assert forms["timm"] == "timm:"
-    assert set(WRAPPERS) - {"spectrogram"} <= set(forms)
+    assert set(WRAPPERS) <= set(forms)
 
 
 def test_a_suite_keeps_wrappers_whole(tmp_path: object) -> None:
