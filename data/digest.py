@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ def selected_key(content_digest: bytes, *, selector: str = "") -> bytes:
     if not selector:
         return content_digest
     return hashlib.blake2b(content_digest + selector.encode(), digest_size=KEY_BYTES).digest()
+
+
+def joined_key(content_digests: Sequence[bytes]) -> bytes:
+    """Return the key of several contents in this order, whose BLAKE2b-128 digests are known."""
+    return hashlib.blake2b(b"joined:" + b"".join(content_digests), digest_size=KEY_BYTES).digest()
 
 
 def id_key(sample_id: str) -> bytes:

@@ -17,12 +17,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from data.digest import KEY_BYTES, Keys, as_keys, content_key, file_digest, selected_key
+from data.digest import KEY_BYTES, Keys, as_keys, content_key, file_digest, joined_key, selected_key
 from data.errors import SampleError
 from data.manifest import Source
 
@@ -105,17 +106,26 @@ class FileCache:
             sources
         )
         positions: defaultdict[str, list[int]] = defaultdict(list)
+        several: dict[int, list[str]] = {}
         for position, source in enumerate(sources):
             if source is not None and source.path is None:
                 found[position] = _text_key(source.text or "")
+            elif source is not None and source.rest:
+                several[position] = [_absolute(path) for path in (source.path, *source.rest) if path is not None]
             elif source is not None:
-                positions[os.path.abspath(str(source.path))].append(position)  # noqa: PTH100  a tenth of the time
+                positions[_absolute(source.path)].append(position)
         tell = progress or (lambda _: None)
-        tell(len(sources) - sum(map(len, positions.values())))
-        for path, digest in self._digests(positions, workers):
-            for position in positions[path]:
+        tell(len(sources) - len(several) - sum(map(len, positions.values())))
+        shared: dict[str, bytes | SampleError] = dict.fromkeys(chain.from_iterable(several.values()), b"")
+        for path, digest in self._digests({**positions, **shared}, workers):
+            if path in shared:
+                shared[path] = digest
+            for position in positions.get(path, ()):
                 found[position] = _part_key(digest, sources[position])
-            tell(len(positions[path]))
+            tell(len(positions.get(path, ())))
+        for position, paths in several.items():
+            found[position] = _joined_key([shared[path] for path in paths])
+        tell(len(several))
         failures = {position: key for position, key in enumerate(found) if isinstance(key, SampleError)}
         return as_keys(bytes(KEY_BYTES) if isinstance(key, SampleError) else key for key in found), failures
 
@@ -206,6 +216,10 @@ class _Look:
         return self.seen_ns - max(self.mtime_ns, self.ctime_ns) > RACY_NS
 
 
+def _absolute(path: Path | None) -> str:
+    return os.path.abspath(str(path))  # noqa: PTH100  a tenth of the time
+
+
 def _look(path: str) -> _Look | SampleError:
     seen_ns = time.time_ns()
     try:
@@ -237,6 +251,11 @@ def _reason(error: Exception) -> str:
 
 def _text_key(text: str) -> bytes | SampleError:
     return content_key(text.encode()) if text.strip() else SampleError("empty", "the text is empty")
+
+
+def _joined_key(digests: Sequence[bytes | SampleError]) -> bytes | SampleError:
+    problem = next((digest for digest in digests if isinstance(digest, SampleError)), None)
+    return problem or joined_key([digest for digest in digests if isinstance(digest, bytes)])
 
 
 def _part_key(digest: bytes | SampleError, source: Source | None) -> bytes | SampleError:

@@ -29,16 +29,21 @@ class Source:
         The file, for everything else.
     selector
         Which part of the file is meant: empty, or ``frame=12`` of a multi-frame image or volume.
+    rest
+        The files that follow `path`, where several recordings in this order are one sample.
     """
 
     modality: Modality
     text: str | None = None
     path: Path | None = None
     selector: str = ""
+    rest: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
         if self.path is None:
             return repr((self.text or "")[:60])
+        if self.rest:
+            return "|".join(map(str, (self.path, *self.rest)))
         return f"{self.path}#{self.selector}" if self.selector else str(self.path)
 
 

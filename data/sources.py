@@ -77,6 +77,7 @@ def read_manifest(
     -----
     Relative paths are relative to the manifest's folder and may not leave it; absolute paths are taken as written.
     ``file.dcm#frame=12``, ``volume.nii.gz#slice=40`` and ``volume.nii.gz#axis=0,slice=40`` select a part of a file.
+    ``first.wav|second.wav`` in an audio column names several recordings that are one sample, in this order.
     """
     path = Path(path)
     roles = {"split": split, "group": group, "bag": bag}
@@ -298,6 +299,15 @@ class _Reading:
         if modality == "text":
             return Source(modality, text=value)
         value = value.strip()
+        if modality == "audio" and "|" in value and not (self.folder / value).exists():
+            first, *rest = (self.file(position, part.strip()) for part in value.split("|"))
+            return Source(modality, path=first, rest=tuple(rest))
+        source = Source(modality, path=self.file(position, value))
+        return _selected(source, value) if "#" in value else source
+
+    def file(self, position: int, value: str) -> Path:
+        if not value:
+            raise self.fail(f"{self.row(position)}: expected the name of a file beside every |, found none")
         if "://" in value:
             raise self.fail(f"{self.row(position)}: {value!r} is a remote address; expected a file, download it first")
         if "\0" in value:
@@ -307,8 +317,7 @@ class _Reading:
             raise self.fail(
                 f"{self.row(position)}: {value!r} leaves the manifest's folder; expected one below it, or absolute"
             )
-        source = Source(modality, path=self.folder / value)
-        return _selected(source, value) if "#" in value else source
+        return self.folder / value
 
     def refuse_wrong_folder(self, manifest: Manifest) -> None:
         """Refuse a table none of whose files exists: its folder is wrong, not its files."""

@@ -1,7 +1,7 @@
 """The table of encoders: families are the modules of `featurestore/encoders`, aliases are rows.
 
-An encoder's id is ``family:name``. Listing and resolving ids imports no family, so the command line
-can do both at once; `load_encoder` imports the one family that it needs.
+An encoder's id is ``family:name``, or ``wrapper+ID`` (`featurestore.encoder_ids`). Listing and resolving ids
+imports no family, so the command line can do both at once; `load_encoder` imports the one family that it needs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from data.errors import did_you_mean
 from data.manifest import Modality
 from featurestore.encoder import Encoder, EncoderOptions
+from featurestore.encoder_ids import WRAPPERS, WrappedId
 from featurestore.errors import EncoderError, EncoderUnavailable, UnknownEncoder
 
 _FOLDER = Path(__file__).parent / "encoders"
@@ -26,7 +27,15 @@ _PREFIXES = {"huggingface": "hf", "python": "py"}
 
 _OPEN_CLIP_SCHEMES = ("hf-hub", "local-dir")
 _IMAGE_FAMILIES = ("timm", "torchvision")
-_DEFAULTS: dict[Modality, str] = {"image": "offline:efficientnet-lite0", "text": "offline:minilm"}
+_VIDEO_MODELS = ("mc3_", "mvit_", "r2plus1d_", "r3d_", "s3d", "swin3d_")
+"""How the names of torchvision's video models begin."""
+_AUDIO_FAMILIES = ("audio",)
+_DEFAULTS: dict[Modality, str] = {
+    "image": "offline:efficientnet-lite0",
+    "text": "offline:minilm",
+    "audio": "audio:mfcc",
+    "video": "frames+offline:efficientnet-lite0",
+}
 _DISTRIBUTIONS = {"open_clip": "open_clip_torch", "PIL": "pillow", "sklearn": "scikit-learn"}
 _PUBMEDBERT = "microsoft/BiomedNLP-PubMedBERT-"
 _RENAMED = {
@@ -75,6 +84,11 @@ class Family:
     prefix: str
     module: str
     summary: str
+
+    @property
+    def form(self) -> str:
+        """How its ids begin: ``family:``, or ``wrapper+ID``."""
+        return f"{self.prefix}+ID" if self.prefix in WRAPPERS else f"{self.prefix}:"
 
 
 ALIASES = (
@@ -199,15 +213,7 @@ def families() -> tuple[Family, ...]:
 
 
 def default_encoder(modality: Modality) -> str:
-    """Return the encoder that a modality gets when none is named; it needs no network.
-
-    Raises
-    ------
-    EncoderError
-        If the modality has no default.
-    """
-    if modality not in _DEFAULTS:
-        raise EncoderError(f"there is no default encoder for {modality}; name one with --encoder")
+    """Return the encoder that a modality gets when none is named; it needs no network."""
     return _DEFAULTS[modality]
 
 
@@ -217,21 +223,23 @@ def canonical(encoder_id: str) -> str:
     Parameters
     ----------
     encoder_id
-        ``family:name``, an alias, or one of open_clip's own ``hf-hub:`` and ``local-dir:``.
+        ``family:name``, an alias, one of open_clip's own ``hf-hub:`` and ``local-dir:``, or a wrapper before any.
 
     Raises
     ------
     UnknownEncoder
-        If there is no such alias or family.
+        If there is no such alias, family or option of a wrapper.
     """
     text = encoder_id.strip()
+    if wrapped := WrappedId.parse(text):
+        return f"{wrapped.prefix}+{canonical(wrapped.inner)}"
     for row in ALIASES:
         if row.alias == text.lower():
             return row.id
     prefix, colon, name = text.partition(":")
     if colon and prefix in _OPEN_CLIP_SCHEMES:
         return canonical(f"open_clip:{text}")
-    known = {family.prefix for family in families()}
+    known = {family.prefix for family in families()} - set(WRAPPERS)
     if not colon or prefix not in known:
         raise UnknownEncoder(f"no encoder {encoder_id!r}; {_suggestion(text, known)}")
     if not name:
@@ -253,10 +261,17 @@ def modality_of(encoder_id: str) -> Modality | None:
         If there is no such alias or family.
     """
     full = canonical(encoder_id)
+    if wrapped := WrappedId.parse(full):
+        return wrapped.wrapper.encodes
     for row in ALIASES:
         if row.id == full:
             return row.modality
-    return "image" if full.partition(":")[0] in _IMAGE_FAMILIES else None
+    family, _, name = full.partition(":")
+    if family == "torchvision" and name.startswith(_VIDEO_MODELS):
+        return "video"
+    if family in _AUDIO_FAMILIES:
+        return "audio"
+    return "image" if family in _IMAGE_FAMILIES else None
 
 
 def load_encoder(encoder_id: str, options: EncoderOptions) -> Encoder:
@@ -280,9 +295,13 @@ def load_encoder(encoder_id: str, options: EncoderOptions) -> Encoder:
     EncoderError
         If an option does not fit the encoder.
     """
-    prefix, _, name = canonical(encoder_id).partition(":")
-    module = next(family.module for family in families() if family.prefix == prefix)
-    encoder: Encoder = _import_family(module).load(name, options)
+    full = canonical(encoder_id)
+    if wrapped := WrappedId.parse(full):
+        encoder: Encoder = _import_family(wrapped.word).load(full, options)
+    else:
+        prefix, _, name = full.partition(":")
+        module = next(family.module for family in families() if family.prefix == prefix)
+        encoder = _import_family(module).load(name, options)
     if options.modality not in (None, encoder.spec.modality):
         raise EncoderError(f"{encoder_id} encodes {encoder.spec.modality}, not {options.modality}")
     return encoder
@@ -295,8 +314,8 @@ def to_dict() -> dict[str, list[dict[str, Any]]]:
 
 def explain() -> str:
     """Return families and aliases as text to read."""
-    lines = ["Families: an encoder's id is family:name"]
-    lines += [f"  {family.prefix + ':':<13} {family.summary}" for family in families()]
+    lines = ["Families: an encoder's id is family:name, or wrapper+ID before any of them"]
+    lines += [f"  {family.form:<14} {family.summary}" for family in families()]
     lines += ["", "Short names"]
     for row in ALIASES:
         notes = [row.modality or "image, text", f"{row.dim}-d", row.licence, "gated" if row.gated else "", row.note]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "transformers", "timm", "zarr", "h5py", "numpy", "scikit-learn",
-    "lightgbm", "optuna", "pillow", "simplejpeg", "pydicom", "nibabel",
+    "lightgbm", "optuna", "pillow", "simplejpeg", "pydicom", "nibabel", "soundfile", "soxr", "av",
 )  # fmt: skip
 OPTIONAL = {
     "pylibjpeg": 'compressed DICOM files: pip install "frostline[dicom]"',

@@ -98,7 +98,7 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
     # An empty cell is a sample without this modality, counted as absent: no failure that a retry could mend.
     unreadable = {i: problem for i, problem in problems.items() if manifest.sources[i] is not None}
     batch_size = (
-        automatic_batch_size(manifest.modality, device)
+        automatic_batch_size(manifest.modality, device, getattr(encoder, "images_per_sample", 1))
         if config.batch_size == "auto"
         else _positive(config.batch_size, "--batch-size")
     )
@@ -250,18 +250,19 @@ def encoding_streams(encoder: Encoder, device: str) -> int:
     return torch.get_num_threads() if concurrent else 1
 
 
-def automatic_batch_size(modality: str, device: str) -> int:
+def automatic_batch_size(modality: str, device: str, images_per_sample: int = 1) -> int:
     """Return the batch size that ``auto`` stands for.
 
     On a CPU small batches keep activations in cache; a GPU takes the largest power of two that a
     tenth of its memory holds at a generous 40 MB per sample, and batches that do not fit are split.
+    Where a sample is as much work as several images, there are as many times fewer samples in a batch.
     """
     if not device.startswith("cuda"):
-        return 8 if modality == "image" else 16
+        return max(1, (8 if modality == "image" else 16) // images_per_sample)
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
-    return int(2 ** np.clip(np.floor(np.log2(free / 10 / 40e6)), 3, 9))
+    return max(1, int(2 ** np.clip(np.floor(np.log2(free / 10 / 40e6)), 3, 9)) // images_per_sample)
 
 
 def _manifest(config: ExtractConfig) -> Manifest:
@@ -314,7 +315,10 @@ def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that take part in the values."""
     from importlib import metadata
 
-    names = ("torch", "torchvision", "transformers", "open_clip_torch", "timm", "pillow", "simplejpeg", "numpy")
+    names = (
+        *("torch", "torchvision", "transformers", "open_clip_torch", "timm", "numpy", "scipy"),
+        *("pillow", "simplejpeg", "av", "soundfile", "soxr"),
+    )
     return {name: metadata.version(name) for name in names}
 
 

@@ -135,11 +135,15 @@ def refuse_drift(cosine: float, *, name: str) -> None:
 
 
 def _canary_sources(modality: Modality, folder: Path) -> list[Source]:
-    """Return the synthetic samples of one modality; images are written into `folder`."""
+    """Return the synthetic samples of one modality; files are written into `folder`."""
     if modality == "text":
         return [Source("text", text=text) for text in _CANARY_TEXTS]
     if modality == "image":
         return [Source("image", path=_write_canary_image(folder, seed)) for seed in range(2)]
+    if modality == "video":
+        return [Source("video", path=_write_canary_video(folder, seed)) for seed in range(2)]
+    if modality == "audio":
+        return [Source("audio", path=_write_canary_sound(folder, seed)) for seed in range(2)]
     raise SampleError("unsupported", f"no canary inputs for modality {modality!r}")
 
 
@@ -147,8 +151,40 @@ def _write_canary_image(folder: Path, seed: int) -> Path:
     """Write one smooth random picture, 320 x 256, as PNG; the same bytes for the same seed."""
     from PIL import Image
 
-    coarse = np.random.default_rng(seed).integers(0, 256, size=(8, 10, 3), dtype=np.uint8)
     path = folder / f"canary-{seed}.png"
-    # Nearest-neighbour blocks: no resampling filter of a library decides the pixels of the canary itself.
-    Image.fromarray(np.ascontiguousarray(coarse.repeat(32, axis=0).repeat(32, axis=1))).save(path)
+    Image.fromarray(_blocks(np.random.default_rng(seed))).save(path)
+    return path
+
+
+def _write_canary_video(folder: Path, seed: int) -> Path:
+    """Write 24 such pictures as a video of FFV1, which keeps every bit; the same pixels for the same seed."""
+    import av
+
+    rng, path = np.random.default_rng(seed), folder / f"canary-{seed}.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 256, "bgr0"
+        for _ in range(24):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(_blocks(rng), format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _blocks(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return a picture of even blocks: no resampling filter of a library decides the pixels of the canary itself."""
+    coarse = rng.integers(0, 256, size=(8, 10, 3), dtype=np.uint8)
+    return np.ascontiguousarray(coarse.repeat(32, axis=0).repeat(32, axis=1))
+
+
+def _write_canary_sound(folder: Path, seed: int) -> Path:
+    """Write 1.5 s of random steps, 16-bit mono at 16 kHz, as WAV; the same bytes for the same seed."""
+    import wave
+
+    levels = np.random.default_rng(seed).integers(-9000, 9000, size=300, dtype=np.int16)
+    path = folder / f"canary-{seed}.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(levels.repeat(80).astype("<i2").tobytes())
     return path

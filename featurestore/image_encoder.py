@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.images import load_image
 from data.manifest import Source
+from data.pixels import Image8, as_rgb
 from featurestore.forward import Forward, pinned
 from featurestore.spec import EncoderSpec
 from featurestore.transform import ImageTransform
@@ -69,15 +70,16 @@ class ImageEncoder:
         """Number of batches that overflowed half precision and were computed again in fp32."""
         return self._forward.fallbacks
 
-    def read(self, source: Source) -> Tensor:
-        """Return one image as uint8: (3, h, w), or as it was decoded where the device will resize it.
+    def read(self, source: Source | Image8) -> Tensor:
+        """Return one image, of a file or decoded, as uint8: (3, h, w), or (h, w, 3) where the device will resize it.
 
         Raises
         ------
         SampleError
             If the image cannot be decoded, or is too elongated to be resized.
         """
-        image = load_image(source, scaled_to=None if self._exact else self.transform.decode_side, keep_grey=True)
+        scaled_to = None if self._exact else self.transform.decode_side
+        image = load_image(source, scaled_to=scaled_to, keep_grey=True) if isinstance(source, Source) else source
         return torch.from_numpy(image) if self._resize_on_device else self.transform.apply(image)
 
     def collate(self, items: Sequence[Tensor]) -> Tensor | list[Tensor]:
@@ -91,7 +93,7 @@ class ImageEncoder:
         """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
         return self._forward(self._ready(self._on_device(batch)))
 
-    def encode_reference(self, sources: Sequence[Source]) -> Tensor:
+    def encode_reference(self, sources: Sequence[Source | Image8]) -> Tensor:
         """Return the embeddings by the library's own transform in fp32, one by one."""
         return torch.cat([self._reference(self._reference_input(source)) for source in sources])
 
@@ -104,7 +106,8 @@ class ImageEncoder:
     def _ready(self, pixels: Tensor) -> Tensor:
         return self.transform.normalize(pixels).contiguous(memory_format=self._layout)
 
-    def _reference_input(self, source: Source) -> Tensor:
-        image: Any = self._reference_transform(Image.fromarray(load_image(source)))
+    def _reference_input(self, source: Source | Image8) -> Tensor:
+        pixels = load_image(source) if isinstance(source, Source) else as_rgb(source)
+        image: Any = self._reference_transform(Image.fromarray(pixels))
         ready: Tensor = image.unsqueeze(0).to(self._forward.device)
         return ready.contiguous(memory_format=self._layout)

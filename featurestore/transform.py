@@ -156,6 +156,29 @@ class ImageTransform:
         window = torch.from_numpy(np.array(resized if box == (0, 0, width, height) else resized.crop(box)))
         return self._pad(window.permute(2, 0, 1) if window.ndim == 3 else window[None], rows, columns)
 
+    def entire(self, image: Image8) -> Image8:
+        """Squash an image so that `apply` shows all of it: nothing of a long spectrogram is cut off by a crop.
+
+        Parameters
+        ----------
+        image
+            uint8, (height, width, 3), or (height, width) for grey.
+
+        Returns
+        -------
+        ndarray
+            uint8, of the size that `apply` leaves as it is; the image, resized with an antialiased bilinear filter,
+            fills the part that a crop keeps, and the rest is black.
+        """
+        if self.resize == "none" and self.crop is None:
+            return image
+        height, width = (self.size[0], self.size[0]) if self.resize == "shortest" else self.size
+        rows, columns = self._spans(height, width)
+        squashed = Image.fromarray(image).resize((columns.length, rows.length), Image.Resampling.BILINEAR)
+        canvas = np.zeros((height, width, *image.shape[2:]), np.uint8)
+        canvas[rows.start : rows.start + rows.length, columns.start : columns.start + columns.length] = squashed
+        return canvas
+
     def apply_on_device(self, image: Tensor, device: torch.device | str) -> Tensor:
         """Resize and crop one image on a device: the geometry of `apply`, within a grey level or two.
 

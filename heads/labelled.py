@@ -31,7 +31,7 @@ from data.leakage import (
     near_pairs_by_text,
     perceptual_hashes,
 )
-from data.manifest import Manifest
+from data.manifest import Manifest, Source
 from data.progress import Progress
 from data.split import parse_split
 from data.task import Targets, Task, labelled
@@ -253,25 +253,35 @@ def _near_duplicates(
 ) -> NearPairs:
     """Return which samples have nearly the same content.
 
-    Images are compared by perceptual hash and texts by their normalised words; where neither can be
-    read (imported features), embeddings that point in the same direction are taken as the same. A sample
-    that is kept without such content is near to none.
+    Images are compared by perceptual hash, videos by that of their middle frame, texts by their normalised
+    words; where none can be read (imported features), embeddings that point in the same direction are taken as
+    the same. A sample that is kept without such content is near to none.
     """
     sources = [source for source in manifest.sources if source is not None]
     if sources and all(source.text is not None for source in sources):
         return near_pairs_by_text([None if source is None else source.text for source in manifest.sources])
-    if sources and all(source.modality == "image" and _exists(source.path) for source in sources):
+    if sources and all(source.modality in ("image", "video") and _exists(source.path) for source in sources):
         progress.stage("perceptual hashes", len(manifest))
         hashes = perceptual_hashes(
             manifest.sources,
             keys,
             FileCache(store.files_cache),
-            load_image,
+            _picture,
             workers=os.cpu_count() or 1,
             progress=progress.advance,
         )
         return near_pairs(hashes)
     return near_pairs_by_embedding(X.mean() if isinstance(X, Bags) else np.nan_to_num(X))
+
+
+def _picture(source: Source) -> NDArray[np.uint8]:
+    """Return the picture that stands for a sample: an image, or the middle frame of a video."""
+    if source.modality == "image":
+        return load_image(source)
+    from data.video import read_frames
+
+    middle: NDArray[np.uint8] = read_frames(source, 1)[0]
+    return middle
 
 
 def _exists(path: Path | None) -> bool:

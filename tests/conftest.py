@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 # A process of tests per core: each keeps to one thread, as do the commands that it starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -65,6 +67,46 @@ def paint_set(folder: Path, n: int, classes: int, seed: int = 0) -> Path:
             }
         )
     return write_csv(folder / "manifest.csv", rows)
+
+
+def film(path: Path, frames: Sequence[np.ndarray], **options: Any) -> Path:
+    """Encode RGB frames to a video; `codec`, `pix_fmt`, `rate`, `times` (ms), `rotation`, `muxer`, encoder options."""
+    import av
+
+    codec, pix_fmt = options.pop("codec", "libx264rgb"), options.pop("pix_fmt", "rgb24")
+    rate, times, rotation = options.pop("rate", 25), options.pop("times", None), options.pop("rotation", None)
+    with av.open(str(path), "w", options=options.pop("muxer", {})) as container:
+        stream = container.add_stream(codec, rate=rate, options={"qp": "0", **options} if "264" in codec else options)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for i, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[i], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def scenes(n: int, *, height: int = 48, width: int = 64, seed: int = 0) -> list[np.ndarray]:
+    """Return n RGB frames of coloured blocks, each unlike the others."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, size=(n, height // 8, width // 8, 3), dtype=np.uint8)
+    return list(coarse.repeat(8, axis=1).repeat(8, axis=2))
+
+
+@pytest.fixture(scope="session")
+def make_scenes() -> Callable[..., list[np.ndarray]]:
+    return scenes
+
+
+@pytest.fixture(scope="session")
+def make_film() -> Callable[..., Path]:
+    return film
 
 
 @pytest.fixture

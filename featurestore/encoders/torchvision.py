@@ -1,4 +1,4 @@
-"""Classification models of torchvision, cut before the classifier: NAME/WEIGHTS, NAME@FILE, NAME/random:SEED."""
+"""Models of images and of videos, cut before the classifier: NAME/WEIGHTS, NAME@FILE, NAME/random:SEED."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from featurestore.encoder import Encoder, EncoderOptions
+from featurestore.encoders import _torchvision_video
 from featurestore.encoders._names import ModelName, require_images, unknown
 from featurestore.errors import WeightsUnavailable
 from featurestore.forward import freeze, is_convolutional
@@ -28,16 +29,16 @@ _UNTRAINED: dict[str, dict[str, Any]] = {
 
 
 def load(name: str, options: EncoderOptions) -> Encoder:
-    """Return an image encoder: the input of a torchvision model's last layer.
+    """Return an encoder of images or of videos: the input of a torchvision model's last layer.
 
     Parameters
     ----------
     name
-        ``resnet50/IMAGENET1K_V2``; ``resnet50@/path/to/state_dict.pt``, with the preprocessing of a tag put before
-        the ``@`` or else of the default weights; or ``resnet50/random:0``. ``DEFAULT`` is resolved to the tag it
-        stands for.
+        ``resnet50/IMAGENET1K_V2``, ``mvit_v2_s/KINETICS400_V1``; ``resnet50@/path/to/state_dict.pt``, with the
+        preprocessing of a tag put before the ``@`` or else of the default weights; or ``resnet50/random:0``.
+        ``DEFAULT`` is resolved to the tag it stands for.
     options
-        Precision, stored type and device.
+        Precision, stored type and device; of videos' transformers also the pooling.
 
     Raises
     ------
@@ -49,10 +50,15 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         If another modality or pooling was asked for.
     """
     encoder, parsed = f"torchvision:{name}", ModelName.parse(name)
-    require_images(encoder, options)
+    if parsed.model not in _torchvision_video.NAMES:
+        require_images(encoder, options)
     weights = _published_weights(encoder, parsed)
     model, dim = _build(encoder, parsed, weights)
     model = freeze(model, options.device)
+    if parsed.model in _torchvision_video.NAMES:
+        return _torchvision_video.video_encoder(
+            model, name=parsed.model, dim=dim, weights=weights, options=options, encoder=encoder
+        )
     preset = weights.transforms()
     transform = from_torchvision(preset)
     spec = EncoderSpec(
@@ -84,7 +90,7 @@ def load(name: str, options: EncoderOptions) -> Encoder:
 
 def _published_weights(encoder: str, parsed: ModelName) -> Any:
     """Return the published weights that are named, or those whose preprocessing other weights use."""
-    known = models.list_models(module=models)
+    known = [*models.list_models(module=models), *_torchvision_video.NAMES]
     if parsed.model not in known:
         raise unknown("torchvision model", parsed.model, known, example=_EXAMPLE)
     tags = models.get_model_weights(parsed.model)
@@ -108,7 +114,7 @@ def _build(encoder: str, parsed: ModelName, weights: Any) -> tuple[nn.Module, in
             model = models.get_model(parsed.model, weights=None, **_UNTRAINED.get(parsed.model, {}))
     # In every classification model of torchvision the last layer with weights is the classifier.
     name, classifier = [
-        (name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)
+        (name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d | nn.Conv3d)
     ][-1]
     dim = classifier.in_features if isinstance(classifier, nn.Linear) else classifier.in_channels
     model.set_submodule(name, nn.Identity())

@@ -32,6 +32,7 @@ from typing import Any, get_args
 
 from data.config import read_yaml
 from data.errors import ConfigError, did_you_mean
+from featurestore.encoder_ids import split_joined
 from heads.catalog import head_classes, list_heads
 from heads.config import CompareConfig, FitConfig, PromptOptions
 
@@ -250,13 +251,13 @@ def _zero_shot(data: str, encoder: str, values: Mapping[str, Any], where: str) -
 def _encoder(entry: Any, root: Path, where: str) -> tuple[str, dict[str, Any]]:
     """Return the label and the options of an encoder, or of several joined."""
     if isinstance(entry, str):
-        return entry, {"encoder": tuple(entry.split("+"))}
+        return entry, {"encoder": split_joined(entry)}
     options = {key: value for key, value in entry.items() if key != "heads"}
     name = options.pop("name", None)
     encoder = options.pop("encoder", None)
     if not encoder:
         raise ConfigError(f"{where}: an encoder of the suite has no key 'encoder': {dict(entry)}")
-    ids = tuple(encoder.split("+")) if isinstance(encoder, str) else tuple(encoder)
+    ids = split_joined(encoder) if isinstance(encoder, str) else tuple(encoder)
     return str(name or "+".join(ids)), {**_options(options, root, where), "encoder": ids}
 
 

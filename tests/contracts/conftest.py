@@ -82,6 +82,40 @@ def texts() -> list[Source]:
     return [Source("text", text=text) for text in TEXTS]
 
 
+@pytest.fixture(scope="session")
+def videos(
+    tmp_path_factory: pytest.TempPathFactory, make_film: Callable[..., Path], make_scenes: Callable[..., Any]
+) -> list[Source]:
+    """Short and long videos of odd sizes, lossless and not."""
+    folder = tmp_path_factory.mktemp("videos")
+    shapes = [("a.mp4", 3, 48, 64, {}), ("b.avi", 21, 72, 40, {"codec": "mpeg4", "pix_fmt": "yuv420p"})]
+    shapes.append(("c.mkv", 9, 64, 120, {"codec": "ffv1", "pix_fmt": "bgr0"}))
+    return [
+        Source("video", path=make_film(folder / name, make_scenes(n, height=h, width=w, seed=n), **options))
+        for name, n, h, w, options in shapes
+    ]
+
+
+@pytest.fixture(scope="session")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
+    """Noise that comes and goes, of several rates, depths, lengths and numbers of channels."""
+    import soundfile
+
+    folder, rng = tmp_path_factory.mktemp("sounds"), np.random.default_rng(0)
+    sources = []
+    for i, (rate, seconds, channels, depth) in enumerate(
+        [(16_000, 1.0, 1, "PCM_16"), (8_000, 0.7, 1, "PCM_16"), (44_100, 1.3, 2, "PCM_24"), (16_000, 0.2, 1, "FLOAT")]
+    ):
+        length = round(rate * seconds)
+        loudness = np.interp(np.arange(length), np.linspace(0, length, 7), rng.uniform(0, 0.2, 7))
+        smooth = np.cumsum(rng.normal(size=(length, channels)), axis=0) / 50
+        noise = np.diff(smooth, axis=0, prepend=0) + 0.1 * np.sin(smooth * 20)
+        path = folder / f"{i}.wav"
+        soundfile.write(path, noise * loudness[:, None], rate, subtype=depth)
+        sources.append(Source("audio", path=path))
+    return sources
+
+
 def _open_clip(folder: Path) -> None:
     import open_clip
     from safetensors.torch import save_file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from data.audio import load_audio
 from data.manifest import Modality, Source
+from data.spectrogram import MelSettings, spectrogram_image
 from featurestore.catalog import families, load_encoder
 from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.errors import EncoderError, WeightsUnavailable
@@ -31,7 +35,8 @@ Reference = Callable[[Path, Sequence[Any]], Tensor]
 class Case:
     """One encoder: how to make its checkpoint and name it, and what its library says of a sample.
 
-    `reference` gets the checkpoint's folder and RGB pictures or texts, and uses the library only.
+    `reference` gets the checkpoint's folder and RGB pictures, lists of them (all frames), texts or sound files, and
+    uses the library only.
     """
 
     name: str
@@ -174,6 +179,82 @@ def toy(_: Path, texts: Sequence[Any]) -> Tensor:
     return torch.tensor([[float(len(text)), float(text.count("a"))] for text in texts])
 
 
+def of_frames(count: int, image: Reference, pool: Callable[[Tensor], Tensor]) -> Reference:
+    def reference(folder: Path, videos: Sequence[Any]) -> Tensor:
+        def sampled(frames: list[Any]) -> list[Any]:
+            if len(frames) <= count:
+                return frames
+            return [frames[k * (len(frames) - 1) // (count - 1)] for k in range(count)]
+
+        return torch.stack([pool(image(folder, sampled(frames))) for frames in videos])
+
+    return reference
+
+
+def librosa_log_mel(path: Path, fmax: float, top_db: float | None) -> Any:
+    import librosa
+    import soundfile
+
+    stored, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    sound = librosa.resample(librosa.to_mono(stored.T), orig_sr=rate, target_sr=16_000, res_type="soxr_hq")
+    if top_db is not None:
+        sound, _ = librosa.effects.trim(sound, top_db=top_db)
+    power = librosa.feature.melspectrogram(
+        y=sound, sr=16_000, n_fft=400, hop_length=160, n_mels=80, fmin=50, fmax=min(fmax, rate / 2)
+    )
+    return librosa.power_to_db(power, ref=lambda x: x.max(), top_db=80)
+
+
+def over_time(rows: Any) -> Tensor:
+    return torch.cat([torch.tensor(rows.mean(1)), torch.tensor(rows.std(1))])
+
+
+def librosa_mfcc(fmax: float = 8000, top_db: float | None = None) -> Reference:
+    def reference(_: Path, paths: Sequence[Any]) -> Tensor:
+        import librosa
+
+        vectors = []
+        for path in paths:
+            frames = librosa.feature.mfcc(S=librosa_log_mel(path, fmax, top_db), n_mfcc=20)
+            slopes = [librosa.feature.delta(frames, order=order) for order in (1, 2)]
+            vectors.append(over_time(torch.cat([torch.tensor(each) for each in (frames, *slopes)]).numpy()))
+        return torch.stack(vectors)
+
+    return reference
+
+
+def largest(vectors: Tensor) -> Tensor:
+    return vectors.amax(0)
+
+
+def librosa_bands(_: Path, paths: Sequence[Any]) -> Tensor:
+    return torch.stack([over_time(librosa_log_mel(path, 8000, None)) for path in paths])
+
+
+def librosa_bands_normal(_: Path, paths: Sequence[Any]) -> Tensor:
+    bands = [librosa_log_mel(path, 8000, None) for path in paths]
+    return torch.stack([over_time((each - each.mean()) / each.std()) for each in bands])
+
+
+def of_windows(image: Reference) -> Reference:
+    """Windows of spectrograms (which have tests of their own) through an encoder that squashes to 32 x 32."""
+
+    def reference(folder: Path, paths: Sequence[Any]) -> Tensor:
+        vectors = []
+        for path in paths:
+            whole = spectrogram_image(load_audio(Source("audio", path=path)), MelSettings())
+            beyond = whole.shape[1] - 80
+            steps = max(0, math.ceil(beyond / 40))
+            starts = [step * beyond // steps for step in range(steps + 1)] if steps else [0]
+            black = np.zeros((80, max(0, -beyond)), np.uint8)
+            cut = [np.hstack([whole, black])[:, start : start + 80] for start in starts]
+            pictures = [Image.fromarray(each).resize((32, 32), Image.Resampling.BILINEAR) for each in cut]
+            vectors.append(image(folder, [each.convert("RGB") for each in pictures]).mean(0))
+        return torch.stack(vectors)
+
+    return reference
+
+
 def cls(tokens: Tensor) -> Tensor:
     return tokens[:, 0]
 
@@ -209,6 +290,19 @@ CASES = (
     ),
     Case("efficientnet-lite0", "efficientnet-lite0", efficientnet_lite0, "image"),
     Case("minilm", "minilm", minilm, "text"),
+    Case(
+        "frames",
+        "frames:4+timm:test_vit@{folder}/test_vit.pt",
+        of_frames(4, timm_model("test_vit", pre_logits), lambda vectors: vectors.mean(0)),
+        "video",
+        "timm",
+    ),
+    Case("frames-max", "frames:max+hf:{folder}", of_frames(16, hf_two_tower_image, largest), "video", "clip"),
+    Case("spectrogram", "spectrogram+hf:{folder}", of_windows(hf_two_tower_image), "audio", "siglip"),
+    Case("mfcc", "audio:mfcc", librosa_mfcc(), "audio"),
+    Case("mfcc-trim", "audio:mfcc/trim=25/fmax=3000", librosa_mfcc(3000, 25), "audio"),
+    Case("logmel", "audio:logmel", librosa_bands, "audio"),
+    Case("logmel-cmvn", "audio:logmel/norm=cmvn", librosa_bands_normal, "audio"),
     Case("python", f"py:{ROOT}/tests/contracts/own_encoder.py:letters", toy, "text"),
 )
 
@@ -217,8 +311,11 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 @pytest.fixture
-def samples(images: list[Source], texts: list[Source]) -> Callable[[Case], list[Source]]:
-    return lambda case: images if case.modality == "image" else texts
+def samples(
+    images: list[Source], texts: list[Source], sounds: list[Source], videos: list[Source]
+) -> Callable[[Case], list[Source]]:
+    of_modality = {"image": images, "text": texts, "audio": sounds, "video": videos}
+    return lambda case: of_modality[case.modality]
 
 
 def encode(encoder: Encoder, sources: Sequence[Source]) -> Tensor:
@@ -226,6 +323,13 @@ def encode(encoder: Encoder, sources: Sequence[Source]) -> Tensor:
 
 
 def content(source: Source) -> Any:
+    if source.modality == "video":
+        import av
+
+        with av.open(str(source.path)) as container:
+            return [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    if source.modality == "audio":
+        return source.path
     return source.text if source.path is None else Image.open(source.path).convert("RGB")
 
 

@@ -52,6 +52,8 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         "zarr",
         "scipy",
         "matplotlib",
+        "soundfile",
+        "soxr",
     )
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import cli; code = cli.run(['--help']); "

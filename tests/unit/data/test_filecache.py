@@ -62,6 +62,29 @@ def test_keys_are_content_keys(cache: FileCache, files: list[Source], tmp_path: 
     assert failures == {}
 
 
+def test_key_of_several_files_depends_on_all_of_them_in_order(
+    cache: FileCache, files: list[Source], reads: list[str]
+) -> None:
+    a, b, c = (source.path for source in files)
+    orders = [(a, (b,)), (b, (a,)), (a, (b, c)), (a, (a,)), (a, (b,))]
+    samples = [Source("audio", path=first, rest=rest) for first, rest in orders]
+    steps: list[int] = []
+    keys, failures = cache.keys([*samples, files[0], None], progress=steps.append)
+    assert sum(steps) == 7
+    assert list(failures) == [6]
+    assert len({row.tobytes() for row in keys[:4]}) == 4
+    np.testing.assert_array_equal(keys[4], keys[0])
+    np.testing.assert_array_equal(keys[5], as_keys([content_key(b"a")])[0])
+    assert sorted(reads) == ["a.png", "b.png", "c.png"]
+
+
+def test_several_files_of_which_one_is_missing(cache: FileCache, files: list[Source], tmp_path: Path) -> None:
+    gone = Source("audio", path=files[0].path, rest=(tmp_path / "gone.wav",))
+    _, failures = cache.keys([gone, files[0]])
+    assert list(failures) == [0]
+    assert "gone.wav: no such file" in str(failures[0])
+
+
 def test_failures_are_typed_and_keep_their_place(cache: FileCache, files: list[Source], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     sources = [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -329,3 +330,34 @@ def test_json_lines_round_trip_of_text(tmp_path: Path) -> None:
     texts = ["ünïcode \u2028 line separator", 'quotes " and , commas', "tab\tand\nnewline"]
     (tmp_path / "m.jsonl").write_text("\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts))
     assert read_manifest(tmp_path / "m.jsonl").columns["text"] == tuple(texts)
+
+
+class TestSeveralRecordings:
+    def test_a_bar_joins_files_in_order(self, table: Write, tmp_path: Path) -> None:
+        manifest = read_manifest(table("id,path\n1,b.wav | a.wav\n2,c.mp3\n", files=("a.wav", "b.wav", "c.mp3")))
+        first, second = manifest.sources
+        assert manifest.modality == "audio"
+        assert (first.path, first.rest) == (tmp_path / "b.wav", (tmp_path / "a.wav",))
+        assert str(first) == f"{tmp_path / 'b.wav'}|{tmp_path / 'a.wav'}"
+        assert (second.path, second.rest) == (tmp_path / "c.mp3", ())
+
+    def test_a_file_of_that_very_name_is_one_file(self, table: Write) -> None:
+        (source,) = read_manifest(table("path\na|b.wav\n", files=("a|b.wav",))).sources
+        assert (source.path.name, source.rest) == ("a|b.wav", ())
+
+    def test_pictures_are_not_joined(self, table: Write) -> None:
+        (source, _) = read_manifest(table("image\na.png|b.png\na.png\n")).sources
+        assert (source.path.name, source.rest) == ("a.png|b.png", ())
+
+    @pytest.mark.parametrize(
+        ("cell", "message"),
+        [
+            ("a.wav||b.wav", "row 2: expected the name of a file beside every |, found none"),
+            ("a.wav|", "row 2: expected the name of a file beside every |, found none"),
+            ("a.wav|../b.wav", "leaves the manifest's folder"),
+            ("a.wav|https://x.org/b.wav", "is a remote address"),
+        ],
+    )
+    def test_every_file_is_checked(self, table: Write, cell: str, message: str) -> None:
+        with pytest.raises(ManifestError, match=re.escape(message)):
+            read_manifest(table(f"audio\n{cell}\na.wav\n", files=("a.wav",)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import FrostlineError
-from data.manifest import Source
+from data.manifest import Modality, Source
 from featurestore import catalog
 from featurestore.catalog import ALIASES, canonical, default_encoder, families, load_encoder, modality_of
 from featurestore.encoder import EncoderOptions
@@ -90,11 +90,10 @@ def test_modality_is_known_before_loading_where_it_can_be() -> None:
     assert modality_of("hf:someone/something") is None
 
 
-def test_defaults_exist_for_images_and_text_only() -> None:
-    assert modality_of(default_encoder("image")) == "image"
-    assert modality_of(default_encoder("text")) == "text"
-    with pytest.raises(EncoderError, match="no default encoder for audio"):
-        default_encoder("audio")
+@pytest.mark.parametrize("modality", ["image", "text", "audio", "video"])
+def test_every_modality_has_a_default_of_one_spelling(modality: Modality) -> None:
+    assert modality_of(default_encoder(modality)) == modality
+    assert canonical(default_encoder(modality)) == default_encoder(modality)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,211 @@
+"""Read recordings as one mono waveform at one rate: WAV, FLAC, Ogg, MP3, AIFF, of any depth and rate.
+
+Decoded by libsndfile (soundfile) and resampled by soxr's HQ filter, in blocks, so that memory is bounded by
+what is returned. The format is read from the bytes, never from the suffix. Nothing is repaired in silence: a
+file that is cut short, silent or holds values that are no numbers is refused with its reason.
+
+Everything here may be called from many threads; the decoders release the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from data.errors import SampleError
+from data.manifest import Source
+
+Samples = NDArray[np.float32]
+"""A mono waveform, shape (n,), float32, full scale at 1."""
+
+RATE = 16_000
+"""The rate that speech and everyday sounds are read at unless another one is wanted, in Hz."""
+
+MAX_SECONDS = 2 * 3600
+"""Longest sample that is read, all its recordings together."""
+MIN_FILE_RATE, MAX_FILE_RATE = 1_000, 768_000
+"""Rates a file may state, in Hz."""
+
+_BLOCK_FRAMES = 2**20
+_UNKNOWN_FRAMES = 2**63 - 1
+_UNKNOWN_BYTES = 0x7FFF_0000
+"""From here on a size is a placeholder of a program that could not go back and fill it in."""
+_JOINABLE = ("MP3", "OGG", "FLAC")
+_MAX_TAG_BYTES = 2048
+"""What may follow the sound: tags at the end of an MP3."""
+# What libsndfile notes about a file that ends before its header says.
+_SHORT_CHUNK = re.compile(r"(?:data|SSND) : (\d+) \(should be \d+\)")
+_UNENDED_OGG = "Last page lacks an end-of-stream bit"
+_FORMATS = "WAV, FLAC, Ogg, MP3 or AIFF"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """A sound.
+
+    Attributes
+    ----------
+    samples
+        The waveform, mono, float32, shape (n,), full scale at 1.
+    rate
+        Samples per second.
+    bandwidth
+        The highest frequency that it can hold, in Hz: half of `rate`, or half of its file's own rate where that is
+        lower (the lowest of several files).
+    """
+
+    samples: Samples
+    rate: int
+    bandwidth: float
+
+    @property
+    def seconds(self) -> float:
+        """Its length in seconds."""
+        return len(self.samples) / self.rate
+
+
+def load_audio(source: Source, *, rate: int = RATE) -> Recording:
+    """Read the recordings that a source names, one after the other.
+
+    Channels are averaged, then resampled.
+
+    Parameters
+    ----------
+    source
+        One file or, as `Source.rest`, several.
+    rate
+        Samples per second that are wanted.
+
+    Raises
+    ------
+    SampleError
+        If a file is missing, no audio file, cut short, empty, too long, or holds values that are not finite; or if
+        all that is heard is silence.
+    """
+    if source.path is None:
+        raise SampleError("missing", f"{source}: expected the path of an audio file")
+    if source.selector:
+        raise SampleError("unsupported", f"{source}: a recording has no part {source.selector!r}; name the whole file")
+    parts, file_rates, seconds = [], [], 0.0
+    for path in (source.path, *source.rest):
+        samples, file_rate = _read(path, rate, MAX_SECONDS - seconds)
+        parts.append(samples)
+        file_rates.append(file_rate)
+        seconds += len(samples) / rate
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if not joined.any():
+        raise SampleError("empty", f"{source}: expected sound, found silence: all {len(joined):,} samples are zero")
+    return Recording(samples=joined, rate=rate, bandwidth=min(rate, *file_rates) / 2)
+
+
+def trim_silence(recording: Recording, top_db: float) -> Recording:
+    """Cut off the quiet beginning and end of a recording.
+
+    A frame of 2048 samples, every 512, is quiet if its power is at least `top_db` decibels below that of the loudest
+    one. Equal to ``librosa.effects.trim``.
+
+    Parameters
+    ----------
+    recording
+        A recording with at least one sample.
+    top_db
+        Decibels, above 0.
+    """
+    frame, hop = 2048, 512
+    padded = np.pad(recording.samples, frame // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, frame)[::hop]
+    power = np.maximum(np.einsum("ij,ij->i", frames, frames, dtype=np.float64) / frame, 1e-10)
+    loud = np.flatnonzero(10 * np.log10(power / power.max()) > -top_db)
+    return replace(recording, samples=recording.samples[loud[0] * hop : (loud[-1] + 1) * hop])
+
+
+def _read(path: Path, rate: int, max_seconds: float) -> tuple[Samples, int]:
+    """Return one file's waveform at a rate, and the rate it is stored at."""
+    with _opened(path) as file:
+        _check_header(path, file, max_seconds)
+        stream = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32", quality="HQ")
+        blocks = [stream.resample_chunk(block) for block in _mono_blocks(path, file)]
+        blocks.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+        samples = np.concatenate(blocks)
+        if not np.isfinite(samples).all():
+            raise SampleError("not_finite", f"{path}: expected numbers, found samples that are NaN or infinite")
+        return samples, file.samplerate
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """Open an audio file that is read to its end; whatever is wrong with that becomes a SampleError."""
+    try:
+        # By its number: libsndfile would guess the format of an unknown file from its name.
+        with path.open("rb") as handle, soundfile.SoundFile(handle.fileno(), closefd=False) as file:
+            yield file
+            _refuse_unread_sound(path, file, handle.fileno())
+    except FileNotFoundError as error:
+        raise SampleError("missing", f"{path}: expected an audio file, found nothing there") from error
+    except soundfile.LibsndfileError as error:
+        raise _refusal(path, error) from error
+    except OSError as error:
+        raise SampleError("unreadable", f"{path}: expected an audio file, found {error.strerror or error}") from error
+
+
+def _refusal(path: Path, error: soundfile.LibsndfileError) -> SampleError:
+    with path.open("rb") as handle:
+        head = handle.read(12)
+    if not head:
+        return SampleError("empty", f"{path}: expected an audio file, found an empty one")
+    reason = error.error_string.strip().rstrip(".").removeprefix("Error : ")
+    found = f"bytes that begin {head!r} ({reason})"
+    return SampleError("unreadable", f"{path}: expected a sound {_FORMATS} file, found {found}; convert or replace it")
+
+
+def _check_header(path: Path, file: soundfile.SoundFile, max_seconds: float) -> None:
+    if not MIN_FILE_RATE <= file.samplerate <= MAX_FILE_RATE:
+        expected = f"{MIN_FILE_RATE:,} to {MAX_FILE_RATE:,} samples per second"
+        raise SampleError("unsupported", f"{path}: expected {expected}, the header states {file.samplerate:,}")
+    if file.frames == _UNKNOWN_FRAMES:
+        raise SampleError("unsupported", f"{path}: the header does not state the length; write the file anew")
+    if file.frames == 0:
+        raise SampleError("empty", f"{path}: expected a recording, found one of 0 samples")
+    seconds = file.frames / file.samplerate
+    if seconds > max_seconds:
+        expected = f"at most {MAX_SECONDS / 3600:g} hours per sample"
+        raise SampleError("too_large", f"{path}: expected {expected}, found {seconds:,.0f} s here; cut it into samples")
+    notes = file.extra_info
+    short = _SHORT_CHUNK.search(notes)
+    if (short and int(short[1]) < _UNKNOWN_BYTES) or _UNENDED_OGG in notes:
+        expected = "a whole recording"
+        raise SampleError("truncated", f"{path}: expected {expected}, found its first {seconds:.3g} s; copy it again")
+
+
+def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[Samples]:
+    """Yield the average of the channels, block by block."""
+    done = 0
+    while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+        done += len(block)
+        with np.errstate(invalid="ignore", over="ignore"):
+            yield block.mean(axis=1)
+    # Without a header of its own the length of an MP3 is an estimate.
+    if done < file.frames * (0.99 if file.format == "MP3" else 1):
+        raise SampleError("truncated", f"{path}: expected {file.frames:,} samples, found {done:,}; copy it again")
+
+
+def _refuse_unread_sound(path: Path, file: soundfile.SoundFile, descriptor: int) -> None:
+    """Refuse a file of which libsndfile has read a part only.
+
+    It stops where it expects the end: at the estimated length of an MP3 of variable rate without a header that states
+    it, and after the first of several files that were joined byte by byte.
+    """
+    size = os.fstat(descriptor).st_size
+    unread = size - os.lseek(descriptor, 0, os.SEEK_CUR)
+    if file.format in _JOINABLE and unread > max(_MAX_TAG_BYTES, size / 100):
+        found = f"{unread:,} bytes behind it"
+        raise SampleError("unsupported", f"{path}: expected one recording, found {found}; write the file anew")

@@ -1,0 +1,145 @@
+"""Video models of torchvision: MViT, Video Swin, 3D ResNets and S3D as encoders of whole clips."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.video import MViT, SwinTransformer3d
+
+from featurestore.encoder import EncoderOptions
+from featurestore.errors import EncoderError
+from featurestore.pooling import choose_pooling, pool
+from featurestore.spec import EncoderSpec
+from featurestore.video_encoder import ClipTransform, VideoEncoder
+from featurestore.weights import weights_digest
+
+NAMES = frozenset(models.list_models(module=models.video))
+_CLIP_LENGTH = re.compile(r"clip_len=(\d+)")
+_MAX_FRAMES = 1024
+
+
+def video_encoder(
+    model: nn.Module, *, name: str, dim: int, weights: Any, options: EncoderOptions, encoder: str
+) -> VideoEncoder:
+    """Return an encoder of clips: the input of a video model's last layer, or its pooled tokens.
+
+    Parameters
+    ----------
+    model
+        The frozen model, its last layer an identity.
+    name, dim
+        Its name, and the length of what the last layer was given.
+    weights
+        The published weights whose transform and clip length hold.
+    options
+        ``native``, of MViT also called ``cls``; ``mean`` or ``max`` over the tokens of a transformer. Precision, stored
+        type, device.
+    encoder
+        The encoder's id, for messages.
+
+    Raises
+    ------
+    EncoderError
+        If another pooling or modality was asked for.
+    """
+    if options.modality not in (None, "video"):
+        raise EncoderError(f"{encoder} encodes video, not {options.modality}")
+    pooling = choose_pooling(options.pooling, _poolings(model), encoder=encoder)
+    preset = weights.transforms()
+    transform = ClipTransform(
+        frames=clip_length(weights),
+        resize=tuple(preset.resize_size),
+        crop=(preset.crop_size[0], preset.crop_size[1]),
+        interpolation=preset.interpolation.value,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+    )
+    spec = EncoderSpec(
+        family="torchvision",
+        modality="video",
+        architecture={"class": type(model).__name__, "name": name},
+        weights=weights_digest(model),
+        preprocess=transform.to_dict(),
+        layer="pre_logits" if pooling == "native" else "last_hidden_state",
+        pooling=pooling,
+        precision=options.precision,
+        dtype=options.dtype,
+        dim=dim,
+    )
+    return VideoEncoder(
+        spec=spec,
+        transform=transform,
+        compute=_compute(model, pooling),
+        reference_transform=preset,
+        device=options.device,
+    )
+
+
+def clip_length(weights: Any) -> int:
+    """Return how many frames the clips have on which torchvision states the weights' accuracy: 16 of MViT.
+
+    Raises
+    ------
+    EncoderError
+        If it does not say.
+    """
+    stated = _CLIP_LENGTH.search(weights.meta.get("_docs", "").replace("`", ""))
+    frames = int(stated[1]) if stated else int(weights.meta.get("min_temporal_size", 0))
+    if not 1 <= frames <= _MAX_FRAMES:
+        raise EncoderError(f"torchvision's {weights} do not say how many frames a clip has")
+    return frames
+
+
+def mvit_tokens(model: MViT, clips: Tensor) -> Tensor:
+    """Return the tokens of an MViT after its last normalisation, the class token first.
+
+    Parameters
+    ----------
+    model
+        Of patch sizes that divide the clips.
+    clips
+        Normalised, (n, 3, t, h, w).
+
+    Returns
+    -------
+    Tensor
+        (n, 1 + t' h' w', d): of 16 frames of 224 pixels (n, 393, 768).
+    """
+    tokens = model.pos_encoding(model.conv_proj(clips).flatten(2).transpose(1, 2))
+    size = (model.pos_encoding.temporal_size, *model.pos_encoding.spatial_size)
+    for block in model.blocks:
+        tokens, size = block(tokens, size)
+    normed: Tensor = model.norm(tokens)
+    return normed
+
+
+def swin_tokens(model: SwinTransformer3d, clips: Tensor) -> Tensor:
+    """Return the tokens of a Video Swin transformer after its last normalisation.
+
+    Returns
+    -------
+    Tensor
+        (n, t' h' w', d); their mean is what the classifier is given.
+    """
+    normed: Tensor = model.norm(model.features(model.pos_drop(model.patch_embed(clips))))
+    return normed.flatten(1, 3)
+
+
+def _poolings(model: nn.Module) -> tuple[str, ...]:
+    if isinstance(model, MViT):
+        return ("native", "cls", "mean", "max")
+    return ("native", "mean", "max") if isinstance(model, SwinTransformer3d) else ("native",)
+
+
+def _compute(model: nn.Module, pooling: str) -> Callable[[Tensor], Tensor]:
+    """Return the forward pass of a pooling."""
+    if pooling == "native":
+        return model
+    if isinstance(model, MViT):
+        return lambda clips: pool(mvit_tokens(model, clips), pooling, prefix=1)
+    assert isinstance(model, SwinTransformer3d)
+    return lambda clips: pool(swin_tokens(model, clips), pooling)

@@ -1,0 +1,173 @@
+"""ManyImages: an encoder of samples that become several images each, through any image encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from data.errors import SampleError
+from data.manifest import Source
+from data.pixels import Image8
+from featurestore.catalog import load_encoder
+from featurestore.encoder import EncoderOptions
+from featurestore.encoder_ids import WrappedId
+from featurestore.errors import EncoderError
+from featurestore.image_encoder import ImageEncoder
+from featurestore.spec import EncoderSpec
+
+Pool = Literal["mean", "max"]
+_IMAGES_AT_ONCE = {"cpu": 8, "cuda": 256}
+"""Images in one forward pass: few enough for a CPU's cache, enough to keep a GPU busy."""
+
+
+class ImageBatch(NamedTuple):
+    """The images of several samples, one after the other.
+
+    Attributes
+    ----------
+    batches
+        What the image encoder's `collate` made, some images at a time.
+    counts
+        Number of images of each sample.
+    """
+
+    batches: Sequence[Any]
+    counts: tuple[int, ...]
+
+
+class ManyImages:
+    """A frozen encoder of videos, sounds, ...: every image of a sample is encoded, then pooled to one vector.
+
+    Fulfils `featurestore.encoder.Encoder`. An image's vector does not depend on the images beside it.
+
+    Parameters
+    ----------
+    inner
+        Encodes the images.
+    spec
+        The identity of the whole; see `load_many_images`.
+    images_of
+        From a sample to its images, at least one: uint8, (h, w, 3) or (h, w).
+    pool
+        ``mean`` of a sample's vectors, or their ``max``imum, value by value.
+    entire
+        Whether an image is squashed to the image encoder's input; else it is resized and cropped as the encoder does.
+    device
+        Where `inner` computes.
+    """
+
+    images_per_sample = 16
+
+    def __init__(
+        self,
+        *,
+        inner: ImageEncoder,
+        spec: EncoderSpec,
+        images_of: Callable[[Source], Sequence[Image8]],
+        pool: Pool,
+        entire: bool,
+        device: str,
+    ) -> None:
+        self.spec = spec
+        self.thread_safe = inner.thread_safe
+        self.truncated = 0
+        self._inner = inner
+        self._images_of = images_of
+        self._entire = entire
+        self._pool = pool
+        self._at_once = _IMAGES_AT_ONCE[torch.device(device).type]
+
+    @property
+    def fallbacks(self) -> int:
+        """Number of batches of images that overflowed half precision and were computed again in fp32."""
+        return self._inner.fallbacks
+
+    def read(self, source: Source) -> list[Tensor]:
+        """Return the images of one sample, each as the image encoder reads one.
+
+        Raises
+        ------
+        SampleError
+            If the sample cannot be decoded, or its images are too elongated to be resized.
+        """
+        try:
+            return [self._inner.read(image) for image in self._images(source)]
+        except SampleError as error:
+            # An image encoder knows the size of an image but not where it is from.
+            raise error if str(source) in str(error) else SampleError(error.kind, f"{source}: {error}") from error
+
+    def collate(self, items: Sequence[Sequence[Tensor]]) -> ImageBatch:
+        """Return the images of all samples, in batches for the image encoder."""
+        images = [image for item in items for image in item]
+        starts = range(0, len(images), self._at_once)
+        return ImageBatch(
+            batches=[self._inner.collate(images[start : start + self._at_once]) for start in starts],
+            counts=tuple(map(len, items)),
+        )
+
+    def encode(self, batch: ImageBatch) -> Tensor:
+        """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
+        vectors = torch.cat([self._inner.encode(images) for images in batch.batches])
+        return torch.stack([self._pooled(some) for some in torch.split(vectors, list(batch.counts))])
+
+    def encode_reference(self, sources: Sequence[Source]) -> Tensor:
+        """Return the embeddings by the image library's own transform in fp32, one image at a time."""
+        return torch.stack([self._pooled(self._inner.encode_reference(self._images(source))) for source in sources])
+
+    def _images(self, source: Source) -> list[Image8]:
+        images = self._images_of(source)
+        return [self._inner.transform.entire(image) for image in images] if self._entire else list(images)
+
+    def _pooled(self, vectors: Tensor) -> Tensor:
+        """Return one vector, (dim,), of several, (k, dim)."""
+        return vectors.mean(0) if self._pool == "mean" else vectors.amax(0)
+
+
+def load_many_images(
+    wrapped: WrappedId,
+    options: EncoderOptions,
+    *,
+    images_of: Callable[[Source], Sequence[Image8]],
+    pool: Pool,
+    entire: bool = False,
+    preprocess: Mapping[str, Any],
+) -> ManyImages:
+    """Return a wrapper around the image encoder that its id names.
+
+    Parameters
+    ----------
+    wrapped
+        The id.
+    options
+        Given to the image encoder: pooling of its tokens, precision, stored type, device.
+    images_of, pool, entire
+        See `ManyImages`.
+    preprocess
+        What decides the images and how their vectors are pooled; with the specification of the image encoder it is
+        the identity of the whole.
+
+    Raises
+    ------
+    EncoderError
+        If the id inside names no encoder of images, or one of another make than `ImageEncoder`.
+    """
+    wrapper, name = wrapped.wrapper, f"{wrapped.prefix}+{wrapped.inner}"
+    if options.modality not in (None, wrapper.encodes):
+        raise EncoderError(f"{name} encodes {wrapper.encodes}, not {options.modality}")
+    inner = load_encoder(wrapped.inner, replace(options, modality=wrapper.takes))
+    if not isinstance(inner, ImageEncoder):
+        found = type(inner).__name__
+        raise EncoderError(f"{name}: {wrapped.word} needs an encoder made as `ImageEncoder`, found {found}")
+    spec = replace(
+        inner.spec,
+        family=wrapped.word,
+        modality=wrapper.encodes,
+        architecture={"encoder": inner.spec.to_dict()},
+        preprocess=dict(preprocess),
+        version=1,
+    )
+    return ManyImages(inner=inner, spec=spec, images_of=images_of, pool=pool, entire=entire, device=options.device)

@@ -1,0 +1,101 @@
+"""`extract` on recordings: what is encoded, what goes to the ledger, and one sample made of several files."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from featurestore.store import FeatureStore
+
+
+def noise(seconds: float = 0.4, rate: int = 16_000, channels: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(round(seconds * rate), channels)) / 10
+
+
+def table(folder: Path, cells: list[str], column: str = "audio") -> Path:
+    path = folder / "manifest.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerows([["id", column], *((f"s{i}", cell) for i, cell in enumerate(cells))])
+    return path
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> list[str]:
+    """Recordings of every sort that can be read."""
+    soundfile.write(tmp_path / "wide.wav", noise(), 16_000)
+    soundfile.write(tmp_path / "telephone.wav", noise(rate=8000, seed=1), 8000)
+    soundfile.write(tmp_path / "stereo.flac", noise(rate=44_100, channels=2, seed=2), 44_100, subtype="PCM_24")
+    soundfile.write(tmp_path / "lossy.mp3", noise(seed=3), 16_000)
+    return ["wide.wav", "telephone.wav", "stereo.flac", "lossy.mp3"]
+
+
+def test_bad_recordings_are_ledger_entries_and_never_zeros(frostline, good, tmp_path) -> None:
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 16_000)
+    soundfile.write(tmp_path / "nothing.wav", np.zeros(0), 16_000)
+    soundfile.write(tmp_path / "broken.wav", np.full(8000, np.nan), 16_000, subtype="FLOAT")
+    whole = (tmp_path / "wide.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.wav").touch()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "picture.png")
+    (tmp_path / "words.wav").write_text("not a sound " * 100)
+    expected = {
+        "silent.wav": "empty",
+        "nothing.wav": "empty",
+        "broken.wav": "not_finite",
+        "cut.wav": "truncated",
+        "empty.wav": "empty",
+        "picture.png": "unreadable",
+        "words.wav": "unreadable",
+        "absent.wav": "missing",
+        "wide.wav|silent.wav|cut.wav": "truncated",
+    }
+    store = tmp_path / "store"
+    result = frostline("extract", table(tmp_path, [*good, *expected]), "--store", store, "--json")
+    assert result.code == 3, result.err
+    assert "Traceback" not in result.err
+    assert (result.json["encoder"], result.json["encoded"], result.json["stored"]) == ("audio:mfcc", 4, 4)
+    found = {failure["id"]: failure["kind"] for failure in result.json["failures"]}
+    assert found == {f"s{4 + i}": kind for i, kind in enumerate(expected.values())}
+    assert all("\n" not in failure["message"] for failure in result.json["failures"])
+    (features,) = FeatureStore(store).features()
+    _, vectors = features.load()
+    assert vectors.shape == (4, 120)
+    assert (np.abs(vectors).sum(axis=1) > 0).all()
+
+
+def test_several_recordings_are_one_sample_known_by_all_of_them(frostline, good, tmp_path) -> None:
+    store = tmp_path / "store"
+    cells = ["wide.wav|telephone.wav", "telephone.wav|wide.wav", "wide.wav", "wide.wav | telephone.wav"]
+    first = frostline("extract", table(tmp_path, cells), "--store", store, "--encoder", "audio:logmel", "--json")
+    assert first.code == 0, first.err
+    assert (first.json["encoded"], first.json["duplicates"]) == (3, 1)
+    again = frostline("extract", table(tmp_path, cells), "--store", store, "--encoder", "audio:logmel", "--json")
+    assert (again.json["encoded"], again.json["cached"]) == (0, 3)
+    soundfile.write(tmp_path / "telephone.wav", noise(rate=8000, seed=9), 8000)
+    changed = frostline("extract", table(tmp_path, cells), "--store", store, "--encoder", "audio:logmel", "--json")
+    assert changed.json["encoded"] == 2, "the sample of which no file changed is kept"
+
+
+def test_a_folder_of_recordings(frostline, tmp_path) -> None:
+    for i in range(4):
+        folder = tmp_path / "sounds" / ("cough" if i % 2 else "speech")
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f"{i}.wav", noise(seed=i), 16_000)
+    result = frostline("extract", tmp_path / "sounds", "--store", tmp_path / "store", "--json")
+    assert result.code == 0, result.err
+    assert (result.json["encoder"], result.json["encoded"]) == ("audio:mfcc", 4)
+
+
+def test_an_encoder_of_pictures_refuses_sounds(frostline, good, toy, tmp_path) -> None:
+    result = frostline("extract", table(tmp_path, good), "--store", tmp_path / "store", "--encoder", "audio:mfc")
+    assert result.code == 2
+    assert "did you mean 'mfcc'" in result.error
+    other = frostline("extract", table(tmp_path, good), "--store", tmp_path / "store", "--encoder", toy)
+    assert other.code == 2
+    assert "encodes image, not audio" in other.error
