@@ -170,6 +170,17 @@ def minilm(_: Path, texts: Sequence[Any]) -> Tensor:
     return last_hidden(lambda tokens: tokens.mean(1))(Path(found.origin).parent / "model", texts)
 
 
+def speech(_: Path, texts: Sequence[Any]) -> Tensor:
+    """The features of one plain sentence; the content words are named by hand."""
+    content = "acute finding small nodule left upper lobe heart size normal lungs clear consolidation"
+    rows = []
+    for words in map(str.split, texts):
+        n = float(len(words))
+        ratios = [len(set(words)) / n, n, 0.0, sum(word in content.split() for word in words) / n]
+        rows.append([0.0, 0.0, 0.0, 0.0, *ratios, 0.0, 0.0, n, 1.0, 0.0, 0.0])
+    return torch.tensor(rows)
+
+
 def toy(_: Path, texts: Sequence[Any]) -> Tensor:
     return torch.tensor([[float(len(text)), float(text.count("a"))] for text in texts])
 
@@ -209,6 +220,7 @@ CASES = (
     ),
     Case("efficientnet-lite0", "efficientnet-lite0", efficientnet_lite0, "image"),
     Case("minilm", "minilm", minilm, "text"),
+    Case("speech", "speech:features", speech, "text"),
     Case("python", f"py:{ROOT}/tests/contracts/own_encoder.py:letters", toy, "text"),
 )
 
