@@ -33,7 +33,7 @@ def fitted(name: str, X: np.ndarray, y: np.ndarray) -> list[Head]:
     """The head of each fold, by the way that cross-validation fits them."""
     known = head_class(name, "binary")().get_params()
     params = {key: value for key, value in HEADS[name].items() if key in known}
-    jobs = [Job(head_class(name, "binary")(**params), np.flatnonzero(FOLD != k)) for k in range(FOLDS)]
+    jobs = [Job(head_class(name, "binary")(**params), np.flatnonzero(k != FOLD)) for k in range(FOLDS)]
     heads = list(fit_many(jobs, X, y))
     assert all(isinstance(head, Head) for head in heads)
     return heads  # type: ignore[return-value]
@@ -43,7 +43,7 @@ def fitted(name: str, X: np.ndarray, y: np.ndarray) -> list[Head]:
 def test_statistics_are_those_of_the_training_rows(name: str, data: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = data
     for k, head in enumerate(fitted(name, X, y)):
-        rows = X[FOLD != k].astype(np.float64)
+        rows = X[k != FOLD].astype(np.float64)
         np.testing.assert_allclose(head.mean_, rows.mean(axis=0), rtol=1e-9)
         np.testing.assert_allclose(head.scale_, rows.std(axis=0), rtol=1e-9)
 
