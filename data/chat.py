@@ -30,7 +30,7 @@ HESITATION = "uh"
 FILLERS = frozenset({"uh", "um", "uhm", "er", "erm", "hm", "hmm"})
 """Filled pauses that a transcriber wrote as words; they count as hesitations and not as words."""
 
-_TIME = re.compile(r'\x15(?:%\w+:"[^"]*"_)?(\d+)_(\d+)-?\x15')
+_TIME = re.compile(r'\x15(?:%\w+:"[^"\x15]*"_)?(\d+)_(\d+)-?\x15')
 _MARKED_HESITATION = re.compile(r"(?<!\w)&(?:[-+~](?=\S)|(?=[^\W\d_]))")
 _REPAIR = re.compile(r"\[/+[-?]?\]")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
@@ -39,11 +39,11 @@ _AGE = re.compile(r"(\d+)(?:;(\d+)?(?:\.(\d+)?)?)?$")
 _INTERPOSED = (re.compile(r"&\*\w+:\S+|&[{}]\S+"), " ")
 _CODE = re.compile(r"(?<!\w)&[-=+~]?[^\s<>\[\],.?!]+")
 _CLEANING = (
-    (re.compile(r"\[[^\]]*\]"), " "),  # [//], [: replacement], [* error], [+ postcode]: notes on what was said
+    (re.compile(r"\[[^\[\]]*\]"), " "),  # [//], [: replacement], [* error], [+ postcode]: notes on what was said
     (re.compile(r"(?<!\S)\+[<^,+≈≋](?=\s)|(?<!\S)\+\"(?=\s)"), " "),  # how an utterance follows the one before
     (re.compile(r"(?<!\S)\+[/.\"!?]*([.?!])"), r"\1"),  # +... +/? +//. : how it ends
     (re.compile(r"[<>]"), " "),  # the scope of a note
-    (re.compile(r"\((?:\.+|(?:\d+:)?\d+\.?\d*)\)"), " "),  # (.) (...) (2.5): silent pauses
+    (re.compile(r"\((?:\.+|(?:\d+:)?\d+(?:\.\d*)?)\)"), " "),  # (.) (...) (2.5): silent pauses
     (re.compile(r"[()]"), ""),  # windo(w): the part that was not heard
     (re.compile(r"(?<!\S)0(?:[^\W\d]\S*)?(?!\S)"), " "),  # 0is: a word that was left out; 0: nothing was said
     (re.compile(r"(?<!\w)(?:xxx|yyy|www)(?!\w)"), " "),  # not understood, not transcribed

@@ -183,3 +183,14 @@ def test_plain_text_has_one_speaker_and_a_sentence_is_an_utterance() -> None:
     assert transcript.utterances[0].words == ("well", "the", "boy", "falls")
     assert [u.hesitations for u in transcript.utterances] == [1, 0, 0]
     assert transcript.speakers == ("",)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "bomb",
+    ["[", "(", "(1", "1", "<", "&", "&-", "+", "+.", "\x15", '\x15%snd:"', "a@", "a:", "0", " ", "a'", "[/", "&*a:"],
+)
+def test_cleaning_takes_time_in_proportion_to_the_line(bomb: str) -> None:
+    line = bomb * 100_000
+    (utterance,) = parse_chat(f"*PAR:\t{line} end .\n", "bomb").utterances
+    assert utterance.text.rstrip(".").endswith("end")
