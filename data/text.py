@@ -79,7 +79,7 @@ def speakers_of(source: Source) -> tuple[str, ...]:
 
 
 def _speakers(source: Source) -> tuple[str, ...]:
-    return tuple(source.selector.removeprefix("speaker=").split("+"))
+    return tuple((source.selector or chat_selector()).removeprefix("speaker=").split("+"))
 
 
 def _is_chat(source: Source) -> bool:
@@ -90,6 +90,8 @@ def _plain(source: Source) -> str:
     """Return the text as it stands in the cell or the file, to the letter: it is what the sample's key was made of."""
     if source.path is None:
         return source.text or ""
+    if source.selector and not (_is_chat(source) and source.selector.startswith("speaker=")):
+        raise SampleError("unsupported", f"{source}: expected a whole file, or #speaker=CODE of a {CHAT_SUFFIX} file")
     content = _read(source.path)
     try:
         return content.decode("utf-8-sig")

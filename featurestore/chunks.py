@@ -11,7 +11,7 @@ piece, and its vector is the one that it has without this.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from data.manifest import Source
 from featurestore.forward import pinned
 from featurestore.pooling import CHUNKS
+from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import TextEncoder, Tokens
 
 
@@ -61,9 +62,9 @@ class ChunkedTextEncoder(TextEncoder):
 
     Parameters
     ----------
-    split
-        From texts to their pieces; called by one thread at a time.
-    options
+    tokenizer
+        From texts to tokens, both ways; called by one thread at a time.
+    spec, compute, device, similarity
         As of `TextEncoder`.
 
     Attributes
@@ -72,15 +73,23 @@ class ChunkedTextEncoder(TextEncoder):
         Number of texts that were encoded in more than one piece so far.
     """
 
-    def __init__(self, *, split: Any, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        *,
+        spec: EncoderSpec,
+        tokenizer: Tokenizer,
+        compute: Callable[[Mapping[str, Tensor]], Tensor],
+        device: str,
+        similarity: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(spec=spec, tokenize=tokenizer, compute=compute, device=device, similarity=similarity)
         self.chunked = 0
-        self._split = split
+        self._split = tokenizer.chunks
 
     def collate(self, items: Sequence[str]) -> Chunks:  # type: ignore[override]  # pieces of texts instead of texts
         """Return the pieces of a batch of texts, padded to the longest."""
         with self._lock:
-            chunks: Chunks = self._split(items)
+            chunks = self._split(items)
             self.chunked += int((torch.bincount(chunks.owners, minlength=chunks.texts) > 1).sum())
         inputs = {name: pinned(tensor, self._forward.device) for name, tensor in chunks.inputs.items()}
         return chunks._replace(inputs=inputs)
@@ -98,7 +107,7 @@ class ChunkedTextEncoder(TextEncoder):
 
     def _reference(self, text: str) -> Tensor:
         with self._lock:
-            chunks: Chunks = self._split([text])
+            chunks = self._split([text])
         rows = ({name: tensor[i : i + 1] for name, tensor in chunks.inputs.items()} for i in range(len(chunks.owners)))
         return average(torch.cat([self._forward.reference(self._on_device(row)) for row in rows]), chunks)
 
@@ -116,16 +125,23 @@ def chunk_settings(pooling: str) -> dict[str, Any]:
     return {"chunks": {"overlap": 0, "weights": "tokens"}} if pooling.endswith(CHUNKS) else {}
 
 
-def make_text_encoder(*, tokenizer: Tokenizer, **options: Any) -> TextEncoder:
+def make_text_encoder(
+    *,
+    spec: EncoderSpec,
+    tokenizer: Tokenizer,
+    compute: Callable[[Mapping[str, Tensor]], Tensor],
+    device: str,
+    similarity: Mapping[str, float] | None = None,
+) -> TextEncoder:
     """Return a text encoder that cuts long texts, or one that encodes them in pieces, as its pooling says.
 
     Parameters
     ----------
     tokenizer
-        The tokenizer of its network.
-    options
+        From texts to tokens, both ways.
+    spec, compute, device, similarity
         As of `TextEncoder`.
     """
-    if options["spec"].pooling.endswith(CHUNKS):
-        return ChunkedTextEncoder(split=tokenizer.chunks, tokenize=tokenizer, **options)
-    return TextEncoder(tokenize=tokenizer, **options)
+    if spec.pooling.endswith(CHUNKS):
+        return ChunkedTextEncoder(spec=spec, tokenizer=tokenizer, compute=compute, device=device, similarity=similarity)
+    return TextEncoder(spec=spec, tokenize=tokenizer, compute=compute, device=device, similarity=similarity)

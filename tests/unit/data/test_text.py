@@ -76,6 +76,15 @@ class TestLoading:
         assert raised.value.kind == kind
         assert "\n" not in str(raised.value)
 
+    @pytest.mark.parametrize(("name", "selector"), [("a.txt", "speaker=PAR"), ("a.cha", "frame=2")])
+    def test_a_part_that_such_a_file_does_not_have(self, tmp_path: Path, name: str, selector: str) -> None:
+        with pytest.raises(SampleError, match=f"{selector}: expected a whole file, or #speaker=CODE") as raised:
+            load_text(Source("text", path=write(tmp_path / name), selector=selector))
+        assert raised.value.kind == "unsupported"
+
+    def test_a_transcript_without_a_named_speaker_is_that_of_its_participant(self, tmp_path: Path) -> None:
+        assert load_text(Source("text", path=write(tmp_path / "a.cha"))) == "the uh boy."
+
     def test_a_file_that_is_not_there_or_too_long(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(SampleError, match="found nothing there"):
             load_text(Source("text", path=tmp_path / "none.txt"))
