@@ -24,11 +24,12 @@ class Source:
     modality
         What kind of content it is.
     text
-        The content itself, for text.
+        The content itself, of a text that stands in the table.
     path
-        The file, for everything else.
+        The file, of everything else.
     selector
-        Which part of the file is meant: empty, or ``frame=12`` of a multi-frame image or volume.
+        Which part of the file is meant: empty, ``frame=12`` of a multi-frame image or volume, or ``speaker=PAR`` of a
+        transcript.
     rest
         The files that follow `path`, where several recordings in this order are one sample.
     """

@@ -107,6 +107,34 @@ def make_prompts(classes: Sequence[str], *, templates: Sequence[str] = (), file:
     return PromptTexts(classes=tuple(classes), **{side: tuple(texts) for side, texts in both.items()})
 
 
+def captions(labels: Sequence[str | None], texts: PromptTexts) -> tuple[str | None, ...]:
+    """Return a caption for each sample: the first prompt of its class.
+
+    Parameters
+    ----------
+    labels
+        The class of each sample; None where it is not known.
+    texts
+        The prompts of the classes.
+
+    Returns
+    -------
+    tuple of str or None
+        None for a sample without a label: no words such as *no report* stand in for what is not known, because all
+        samples of such a caption would be taken for matches of each other.
+
+    Raises
+    ------
+    ConfigError
+        If a label is no class.
+    """
+    first = {name: prompts[0] for name, prompts in zip(texts.classes, texts.positive, strict=True)}
+    for label in labels:
+        if label is not None and label not in first:
+            raise ConfigError(f"no class {label!r} to caption; {did_you_mean(label, first)}")
+    return tuple(None if label is None else first[label] for label in labels)
+
+
 def _negated(templates: tuple[str, ...]) -> tuple[str, ...]:
     if templates == TEMPLATES:
         return NEGATIVE_TEMPLATES

@@ -13,6 +13,7 @@ from data.errors import ManifestError, did_you_mean
 from data.manifest import Column, Manifest, Modality, Source
 from data.split import SPLIT_NAMES
 from data.tables import MAX_EXAMPLES, READERS, Table, read_table, read_text, shorten
+from data.text import CHAT_SUFFIX, chat_selector, with_speaker
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"),
@@ -29,9 +30,12 @@ _MODALITY_OF_SUFFIX: dict[str, Modality] = {
     **dict.fromkeys(IMAGE_SUFFIXES, "image"),
     **dict.fromkeys(AUDIO_SUFFIXES, "audio"),
     **dict.fromkeys(VIDEO_SUFFIXES, "video"),
+    **dict.fromkeys((CHAT_SUFFIX, *TEXT_SUFFIXES), "text"),
 }
 _MODALITY_OF_COLUMN: dict[str, Modality] = {**{kind: kind for kind in MEDIA}, "text": "text"}
-_SELECTOR = re.compile(r"#(?:frame=(?P<frame>\d+)|(?:axis=(?P<axis>[012]),)?slice=(?P<slice>\d+))$")
+_SELECTOR = re.compile(
+    r"#(?:frame=(?P<frame>\d+)|(?:axis=(?P<axis>[012]),)?slice=(?P<slice>\d+)|speaker=(?P<speaker>\w+(?:\+\w+)*))$"
+)
 
 
 def modality_of(path: str | PurePath) -> Modality | None:
@@ -76,7 +80,9 @@ def read_manifest(
     Notes
     -----
     Relative paths are relative to the manifest's folder and may not leave it; absolute paths are taken as written.
-    ``file.dcm#frame=12``, ``volume.nii.gz#slice=40`` and ``volume.nii.gz#axis=0,slice=40`` select a part of a file.
+    ``file.dcm#frame=12``, ``volume.nii.gz#slice=40`` and ``volume.nii.gz#axis=0,slice=40`` select a part of a file;
+    ``visit.cha#speaker=CHI`` the words of another speaker of a transcript than ``PAR``.
+    A column of text in which every cell ends in ``.cha`` or ``.txt`` names files; else its cells are the texts.
     ``first.wav|second.wav`` in an audio column names several recordings that are one sample, in this order.
     """
     path = Path(path)
@@ -108,14 +114,14 @@ def _read_folder(folder: Path) -> tuple[Table, tuple[str, ...]]:
     files = sorted(_visible_files(folder))
     found: defaultdict[Modality | None, list[str]] = defaultdict(list)
     for file in files:
-        found[modality_of(file)].append(file)
-    modality: Modality | None = next((kind for kind in MEDIA if found[kind]), None)
+        found[_modality_in_folder(file)].append(file)
+    modality: Modality | None = next((kind for kind in (*MEDIA, "text") if found[kind]), None)
     if modality is None:
         raise ManifestError(
             f"{folder}: no image in this folder ({len(files)} other files); expected images in class/ or split/class/"
         )
     samples = found[modality]
-    left_out = [file for file in files if modality_of(file) != modality]
+    left_out = [file for file in files if _modality_in_folder(file) != modality]
     remark = (
         f"{folder}: left out {len(left_out)} files that are no {modality} files: {shorten(left_out, len(left_out))}"
     )
@@ -127,6 +133,11 @@ def _read_folder(folder: Path) -> tuple[Table, tuple[str, ...]]:
     if any(places):
         columns["label"] = tuple(place[0] if place else None for place in places)
     return Table(columns, rows=tuple(range(1, len(samples) + 1))), (remark,) if left_out else ()
+
+
+def _modality_in_folder(file: str) -> Modality | None:
+    """Return what a file of a folder is; a plain text there is a readme, and no sample."""
+    return None if file.lower().endswith(TEXT_SUFFIXES) else modality_of(file)
 
 
 def _visible_files(folder: Path, prefix: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
@@ -244,6 +255,20 @@ class _Reading:
         assert modality is not None
         return modality
 
+    def names_files(self, name: str, modality: Modality) -> bool:
+        """Return whether the cells of the input column are files; those of text are if all of them look it."""
+        if modality != "text":
+            return True
+        cells = [(position, value) for position, value in enumerate(self.columns[name]) if value is not None]
+        texts = [position for position, value in cells if modality_of(_SELECTOR.sub("", value.strip())) != "text"]
+        # As above: a text may end like a file's name here and there.
+        if texts and len(texts) * 2 < len(cells):
+            raise self.fail(
+                f"column {name!r}: {len(texts)} cells name no text file and the others do: "
+                f"{self.quote(name, texts)}; expected only names of {CHAT_SUFFIX} and .txt files, or only texts"
+            )
+        return not texts
+
     def quote(self, name: str, positions: Sequence[int]) -> str:
         column = self.columns[name]
         return shorten((f"{self.row(at)} {column[at]!r}" for at in positions), len(positions))
@@ -255,7 +280,7 @@ class _Reading:
             if nameless:
                 rows = shorten(map(self.row, nameless), len(nameless))
                 raise self.fail(f"column {id_column!r} is empty in {rows}; every sample needs an id")
-        by_row = id_column is None and modality == "text"
+        by_row = id_column is None and not self.names_files(input_column, modality)
         ids = tuple(
             value if value is not None and not by_row else f"row{row}"
             for value, row in zip(column, self.table.rows, strict=True)
@@ -291,19 +316,19 @@ class _Reading:
         values = self.columns[name]
         if all(value is None for value in values):
             raise self.fail(f"column {name!r} is empty in every row; nothing to encode")
+        if not self.names_files(name, modality):
+            return tuple(None if value is None else Source(modality, text=value) for value in values)
         return tuple(self.source(position, value, modality) for position, value in enumerate(values))
 
     def source(self, position: int, value: str | None, modality: Modality) -> Source | None:
         if value is None:
             return None
-        if modality == "text":
-            return Source(modality, text=value)
         value = value.strip()
         if modality == "audio" and "|" in value and not (self.folder / value).exists():
             first, *rest = (self.file(position, part.strip()) for part in value.split("|"))
             return Source(modality, path=first, rest=tuple(rest))
         source = Source(modality, path=self.file(position, value))
-        return _selected(source, value) if "#" in value else source
+        return with_speaker(_selected(source, value) if "#" in value else source)
 
     def file(self, position: int, value: str) -> Path:
         if not value:
@@ -339,5 +364,7 @@ def _selected(source: Source, value: str) -> Source:
     parts = ((name, match[name]) for name in ("frame", "axis", "slice"))
     # `frame=012` and `frame=12` are one part, so they must be one key.
     selector = ",".join(f"{name}={int(number)}" for name, number in parts if number is not None)
+    if match["speaker"]:
+        selector = chat_selector(match["speaker"])
     whole = source.path.name[: -len(match[0])]
     return replace(source, path=source.path.with_name(whole), selector=selector)

@@ -17,7 +17,11 @@ class ExtractConfig(ManifestConfig):
     encoder: str | None = Field(
         default=None, min_length=1, description="encoder id or alias; default: the offline encoder of the modality"
     )
-    pooling: str = Field(default="auto", description="how tokens become one vector: auto, cls, mean or max")
+    pooling: str = Field(
+        default="auto",
+        description="how tokens become one vector: auto, cls, mean or max; for texts, +chunks behind it (auto+chunks) "
+        "encodes what is longer than the encoder's limit in pieces and averages them",
+    )
     batch_size: Literal["auto"] | PositiveInt = Field(default="auto", description="samples per batch")
     device: str = Field(default="auto", description="where the encoder runs: auto, cpu, cuda or cuda:<i>")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(

@@ -33,7 +33,8 @@ class EncoderOptions:
     modality
         Which tower of a two-tower model to use; None takes the only one there is.
     pooling
-        ``auto`` takes the encoder's own; else one of its `poolings`.
+        ``auto`` takes the encoder's own; else one of its `poolings`. For texts, ``+chunks`` behind it encodes long ones
+        in pieces instead of cutting them.
     precision
         Arithmetic of the forward pass.
     dtype

@@ -198,6 +198,7 @@ def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda
         absent=job.plan.absent,
         failures=tuple(failures),
         truncated=getattr(job.encoder, "truncated", 0),
+        chunked=getattr(job.encoder, "chunked", 0),
         fallbacks=getattr(job.encoder, "fallbacks", 0),
         splits=pipeline.splits,
         seconds=seconds,

@@ -8,6 +8,7 @@ left, and its values equal those of an uninterrupted run to the last bit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,4 +125,13 @@ def _costs(sources: Sequence[Source | None]) -> list[int]:
 
     Other content keeps its order.
     """
-    return [-len(source.text) if source is not None and source.text is not None else 0 for source in sources]
+    return [-_length(source) if source is not None and source.modality == "text" else 0 for source in sources]
+
+
+def _length(source: Source) -> int:
+    """Return the number of characters of a text, of a file the number of bytes; only the order matters."""
+    if source.path is None:
+        return len(source.text or "")
+    with suppress(OSError):  # what vanished since its key was made is reported when it is read
+        return source.path.stat().st_size
+    return 0

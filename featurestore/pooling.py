@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+CHUNKS = "+chunks"
+"""What follows the pooling of a text encoder that encodes long texts in pieces, see `featurestore.chunks`."""
+
+
 def choose_pooling(asked: str, offered: Sequence[str], *, encoder: str) -> str:
     """Return the pooling to use.
 
@@ -39,6 +43,12 @@ def choose_pooling(asked: str, offered: Sequence[str], *, encoder: str) -> str:
     return asked
 
 
+def choose_text_pooling(asked: str, offered: Sequence[str], *, encoder: str) -> str:
+    """Return the pooling to use for texts: as `choose_pooling`, each one also with `CHUNKS`."""
+    chunked = tuple(f"{pooling}{CHUNKS}" for pooling in offered)
+    return chunked[0] if asked == f"auto{CHUNKS}" else choose_pooling(asked, (*offered, *chunked), encoder=encoder)
+
+
 def pool(tokens: Tensor, pooling: str, *, prefix: int = 0, mask: Tensor | None = None) -> Tensor:
     """Pool token embeddings.
 
@@ -47,7 +57,8 @@ def pool(tokens: Tensor, pooling: str, *, prefix: int = 0, mask: Tensor | None =
     tokens
         Token embeddings, shape (n, t, d).
     pooling
-        ``cls`` takes the first token, ``mean`` and ``max`` go over the tokens after the prefix.
+        ``cls`` takes the first token, ``mean`` and ``max`` go over the tokens after the prefix; `CHUNKS` behind it
+        concerns what a text's tokens are, not how they are pooled.
     prefix
         Number of leading tokens that stand for no part of the sample.
     mask
@@ -58,6 +69,7 @@ def pool(tokens: Tensor, pooling: str, *, prefix: int = 0, mask: Tensor | None =
     Tensor
         Shape (n, d).
     """
+    pooling = pooling.removesuffix(CHUNKS)
     if pooling == "cls":
         return tokens[:, 0]
     real, kept = tokens[:, prefix:], None if mask is None else mask[:, prefix:].bool().unsqueeze(-1)

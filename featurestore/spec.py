@@ -44,7 +44,8 @@ class EncoderSpec:
     layer
         Where in the network the embedding is taken, e.g. ``projection`` or ``last_hidden_state``.
     pooling
-        How tokens become one vector: ``native``, ``cls``, ``mean`` or ``max``.
+        How tokens become one vector: ``native``, ``cls``, ``mean`` or ``max``; ``+chunks`` behind it where long texts
+        are encoded in pieces.
     precision
         The arithmetic of the forward pass.
     dtype

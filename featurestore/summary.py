@@ -21,8 +21,9 @@ class ExtractSummary:
         Samples in the manifest; already stored; encoded now; same content as another sample; empty cell.
     failures
         One entry per sample that could not be decoded: id, source, kind, message.
-    truncated, fallbacks, splits
-        Texts cut at the encoder's limit; batches repeated in fp32; batches split for want of memory.
+    truncated, chunked, fallbacks, splits
+        Texts cut at the encoder's limit; texts encoded in pieces; batches repeated in fp32; batches split for want of
+        memory.
     seconds, seconds_by_stage, bottleneck
         Wall time of the encoding loop and where it went.
     batch_size, precision, dtype, device
@@ -45,6 +46,7 @@ class ExtractSummary:
     absent: int
     failures: tuple[Mapping[str, str], ...]
     truncated: int
+    chunked: int
     fallbacks: int
     splits: int
     seconds: float
@@ -64,9 +66,15 @@ class ExtractSummary:
         """Encoded samples per second of the encoding loop; 0 if nothing was encoded."""
         return self.encoded / self.seconds if self.encoded and self.seconds else 0.0
 
+    @property
+    def truncation_rate(self) -> float:
+        """Share of the encoded texts that were cut at the encoder's limit, from 0 to 1."""
+        return self.truncated / self.encoded if self.encoded else 0.0
+
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON-ready values."""
-        return {**asdict(self), "samples_per_second": self.samples_per_second}
+        derived = {"samples_per_second": self.samples_per_second, "truncation_rate": self.truncation_rate}
+        return {**asdict(self), **derived}
 
     def explain(self) -> str:
         """Return the summary in words."""
@@ -74,10 +82,12 @@ class ExtractSummary:
             f"{self.encoder}  fingerprint {self.fingerprint[:12]}  {self.precision} on {self.device} as {self.dtype}",
             f"  {self.samples} samples: {self.cached} cached, {self.encoded} encoded, {len(self.failures)} failed",
         ]
+        cut = f"texts ({self.truncation_rate:.1%} of those encoded) were cut at the encoder's limit"
         rest = {
             "have the content of another sample": self.duplicates,
             "have an empty cell": self.absent,
-            "texts were cut at the encoder's limit": self.truncated,
+            f"{cut}; --pooling auto+chunks encodes them whole": self.truncated,
+            "texts were encoded in pieces": self.chunked,
             "batches were repeated in fp32": self.fallbacks,
             "batches were split for want of memory": self.splits,
         }

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.errors import SampleError
 from data.manifest import Source
+from data.text import load_text
 from featurestore.forward import Forward, pinned
 from featurestore.spec import EncoderSpec
 
@@ -85,16 +85,14 @@ class TextEncoder:
         return self._forward.fallbacks
 
     def read(self, source: Source) -> str:
-        """Return the text.
+        """Return the text: a cell's, a file's, or what a participant says in a transcript.
 
         Raises
         ------
         SampleError
-            If there is no text, or only white space.
+            If there is no text, or only white space, or the file cannot be read.
         """
-        if source.text is None or not source.text.strip():
-            raise SampleError("empty", f"{source}: expected a text, found none")
-        return source.text
+        return load_text(source)
 
     def collate(self, items: Sequence[str]) -> dict[str, Tensor]:
         """Return the tokens of a batch of texts, padded to the longest."""

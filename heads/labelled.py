@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from data.digest import Keys
 from data.duplicates import NO_PAIRS
-from data.errors import SplitError
+from data.errors import SampleError, SplitError
 from data.filecache import FileCache
 from data.images import load_image
 from data.leakage import (
@@ -35,6 +34,7 @@ from data.manifest import Manifest, Source
 from data.progress import Progress
 from data.split import parse_split
 from data.task import Targets, Task, labelled
+from data.text import load_text
 from featurestore.store import FeatureStore
 from heads.bags import Bags
 from heads.context import Context
@@ -258,9 +258,9 @@ def _near_duplicates(
     the same. A sample that is kept without such content is near to none.
     """
     sources = [source for source in manifest.sources if source is not None]
-    if sources and all(source.text is not None for source in sources):
-        return near_pairs_by_text([None if source is None else source.text for source in manifest.sources])
-    if sources and all(source.modality in ("image", "video") and _exists(source.path) for source in sources):
+    if sources and all(source.modality == "text" and _exists(source) for source in sources):
+        return near_pairs_by_text([None if source is None else _text(source) for source in manifest.sources])
+    if sources and all(source.modality in ("image", "video") and _exists(source) for source in sources):
         progress.stage("perceptual hashes", len(manifest))
         hashes = perceptual_hashes(
             manifest.sources,
@@ -284,5 +284,12 @@ def _picture(source: Source) -> NDArray[np.uint8]:
     return middle
 
 
-def _exists(path: Path | None) -> bool:
-    return path is not None and path.exists()
+def _text(source: Source) -> str | None:
+    try:
+        return load_text(source)
+    except SampleError:  # in the ledger since its extraction
+        return None
+
+
+def _exists(source: Source) -> bool:
+    return source.path is None or source.path.exists()

@@ -26,6 +26,7 @@ from featurestore.config import ExtractConfig
 from featurestore.errors import EncoderError, FeaturesMissing, UnknownEncoder
 from featurestore.extract import extract
 from featurestore.features import Features
+from featurestore.pooling import CHUNKS
 from featurestore.store import FeatureStore
 from heads.config import PromptOptions
 from heads.context import Context
@@ -199,7 +200,8 @@ def refuse_unaligned(head: str, blocks: Sequence[Block], prompts: PromptSet) -> 
             f"name one checkpoint with an image and a text tower for both ({aligned}, any CLIP or SigLIP), or "
             f"classify texts by prompts of their own encoder"
         )
-    if block.pooling != text.pooling:
+    # A text in pieces lies in the space of its pieces.
+    if block.pooling.removesuffix(CHUNKS) != text.pooling.removesuffix(CHUNKS):
         raise HeadError(
             f"{head} compares features with prompts, but those of {block.encoder} are pooled by {block.pooling} and "
             f"prompts by {text.pooling}, which is another space; extract with --pooling {text.pooling}"

@@ -14,11 +14,12 @@ from torch import Tensor, device, float32, nn
 from transformers import AutoModel, AutoTokenizer
 
 from data.digest import digest_json
+from featurestore.chunks import Chunks, chunk_settings, make_text_encoder
 from featurestore.encoder import EncoderOptions
 from featurestore.errors import EncoderError, WeightsUnavailable
 from featurestore.forward import freeze
 from featurestore.hub import from_cache_or_hub
-from featurestore.pooling import choose_pooling, pool
+from featurestore.pooling import choose_text_pooling, pool
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import TextEncoder, Tokens
 from featurestore.weights import first_line, seeded, weights_digest
@@ -186,6 +187,17 @@ class HubTokenizer:
         truncated = sum(self._is_longer(text) for text, cut in zip(texts, full.tolist(), strict=True) if cut)
         return Tokens({name: batch[name] for name in self._inputs if name in batch}, truncated)
 
+    def chunks(self, texts: Sequence[str]) -> Chunks:
+        """Return the tokens of some texts, those of long ones in pieces."""
+        batch, owners, weights = split_texts(
+            self._tokenizer,
+            texts,
+            max_length=self._max_length,
+            padding=self._padding,
+            pad_to_multiple_of=self._bucket,
+        )
+        return Chunks({name: batch[name] for name in self._inputs if name in batch}, owners, weights, len(texts))
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything that decides the tokens of a text, as JSON-ready values."""
         return {
@@ -197,6 +209,46 @@ class HubTokenizer:
 
     def _is_longer(self, text: str) -> bool:
         return len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"]) > self._max_length
+
+
+def split_texts(tokenizer: Any, texts: Sequence[str], **limits: Any) -> tuple[Any, Tensor, Tensor]:
+    """Tokenise texts, long ones in pieces.
+
+    Parameters
+    ----------
+    tokenizer
+        A tokenizer of transformers.
+    texts
+        The texts.
+    limits
+        Its arguments ``max_length`` and ``padding``, and others like them.
+
+    Returns
+    -------
+    batch
+        What the tokenizer gives, one row per piece.
+    owners, weights
+        The text of each piece, int64, and its number of tokens without special ones, float32; both of shape (m,).
+
+    Raises
+    ------
+    EncoderError
+        If the tokenizer cannot split texts.
+    """
+    if not tokenizer.is_fast:
+        raise EncoderError(f"{type(tokenizer).__name__} cannot split long texts; leave +chunks out of --pooling")
+    batch = tokenizer(
+        list(texts),
+        truncation=True,
+        return_overflowing_tokens=True,
+        return_special_tokens_mask=True,
+        return_attention_mask=True,
+        return_tensors="pt",
+        **limits,
+    )
+    own = (batch["special_tokens_mask"] == 0).sum(1)
+    # A text of characters that the tokenizer knows nothing of has special tokens only.
+    return batch, batch["overflow_to_sample_mapping"], own.clamp(min=1).float()
 
 
 def bert_encoder(
@@ -217,7 +269,8 @@ def bert_encoder(
     checkpoint
         Where it is.
     options
-        ``mean`` (default, padding left out), ``cls`` or ``max`` pooling; precision, stored type, device.
+        ``mean`` (default, padding left out), ``cls`` or ``max`` pooling, each also with ``+chunks``; precision, stored
+        type, device.
     family
         For the specification.
     config
@@ -232,7 +285,7 @@ def bert_encoder(
     EncoderError
         If the network is no encoder of text, or the pooling is unknown.
     """
-    pooling = choose_pooling(options.pooling, ("mean", "cls", "max"), encoder=checkpoint.encoder)
+    pooling = choose_text_pooling(options.pooling, ("mean", "cls", "max"), encoder=checkpoint.encoder)
     if getattr(config, "is_encoder_decoder", False) or not getattr(config, "vocab_size", None):
         raise EncoderError(
             f"{checkpoint.encoder}: model_type {config.model_type!r} is no encoder of text such as BERT; wrap it as "
@@ -257,14 +310,14 @@ def bert_encoder(
         modality="text",
         architecture=architecture(model, config),
         weights=weights_digest(model),
-        preprocess=tokenize.to_dict(),
+        preprocess={**tokenize.to_dict(), **chunk_settings(pooling)},
         layer="last_hidden_state",
         pooling=pooling,
         precision=options.precision,
         dtype=options.dtype,
         dim=config.hidden_size,
     )
-    return TextEncoder(spec=spec, tokenize=tokenize, compute=compute, device=options.device)
+    return make_text_encoder(spec=spec, tokenizer=tokenize, compute=compute, device=options.device)
 
 
 def require_vocabulary(encoder: str, tokenizer: Any) -> None:

@@ -12,13 +12,14 @@ from PIL import Image
 from torch import Tensor, float32, nn, zeros
 from transformers import AutoConfig, AutoImageProcessor
 
+from featurestore.chunks import chunk_settings, make_text_encoder
 from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.encoders._names import split_seed
 from featurestore.encoders._transformers import Checkpoint, HubTokenizer, architecture, bert_encoder, text_limit
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
 from featurestore.forward import freeze, is_convolutional
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling import choose_pooling, pool
+from featurestore.pooling import choose_pooling, choose_text_pooling, pool
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import TextEncoder, similarity_of
 from featurestore.transform import ImageTransform
@@ -198,7 +199,7 @@ def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any,
 
 def _contrastive_text_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any) -> TextEncoder:
     """Return the text tower of CLIP or SigLIP, not normalised."""
-    pooling = choose_pooling(options.pooling, ("native",), encoder=checkpoint.encoder)
+    pooling = choose_text_pooling(options.pooling, ("native",), encoder=checkpoint.encoder)
     is_clip = config.model_type == "clip"
     tower_config = _tower_config(config, "text_config")
     model_class = transformers.CLIPTextModelWithProjection if is_clip else transformers.SiglipTextModel
@@ -223,7 +224,7 @@ def _contrastive_text_encoder(checkpoint: Checkpoint, options: EncoderOptions, c
         modality="text",
         architecture=architecture(model, tower_config),
         weights=weights_digest(model),
-        preprocess=tokenize.to_dict(),
+        preprocess={**tokenize.to_dict(), **chunk_settings(pooling)},
         layer="projection",
         pooling=pooling,
         precision=options.precision,
@@ -231,7 +232,9 @@ def _contrastive_text_encoder(checkpoint: Checkpoint, options: EncoderOptions, c
         dim=tower_config.projection_dim if is_clip else tower_config.projection_size,
     )
     similarity = _similarity(checkpoint, config)
-    return TextEncoder(spec=spec, tokenize=tokenize, compute=compute, device=options.device, similarity=similarity)
+    return make_text_encoder(
+        spec=spec, tokenizer=tokenize, compute=compute, device=options.device, similarity=similarity
+    )
 
 
 class _Logits(transformers.PreTrainedModel):  # type: ignore[misc]

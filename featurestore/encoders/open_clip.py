@@ -19,15 +19,16 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from data.digest import digest_json
+from featurestore.chunks import Chunks, chunk_settings, make_text_encoder
 from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.encoders._class_token import class_token_only
 from featurestore.encoders._names import ModelName, split_seed, unknown
-from featurestore.encoders._transformers import architecture, require_vocabulary, tokenizer_digest
+from featurestore.encoders._transformers import architecture, require_vocabulary, split_texts, tokenizer_digest
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
 from featurestore.forward import freeze, is_convolutional
 from featurestore.hub import from_cache_or_hub
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling import choose_pooling, pool
+from featurestore.pooling import choose_pooling, choose_text_pooling, pool
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import TextEncoder, Tokens, similarity_of
 from featurestore.transform_sources import from_open_clip
@@ -108,7 +109,8 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         ``local-dir:/path/random:0``. Weights that were trained with QuickGELU are computed with it, whether the
         architecture's name ends in ``-quickgelu`` or not.
     options
-        Modality, pooling (images: ``native``; ``cls``, ``mean``, ``max`` over tokens), precision, stored type, device.
+        Modality, pooling (images: ``native``; ``cls``, ``mean``, ``max`` over tokens; texts: ``native``,
+        ``native+chunks``), precision, stored type, device.
 
     Raises
     ------
@@ -277,7 +279,7 @@ def _output_dim(compute: Callable[[Tensor], Tensor], size: tuple[int, int], devi
 
 
 def _text_encoder(request: _Request, model: Any, tokenizer: Any, options: EncoderOptions) -> TextEncoder:
-    pooling = choose_pooling(options.pooling, ("native",), encoder=request.encoder)
+    pooling = choose_text_pooling(options.pooling, ("native",), encoder=request.encoder)
     model.register_module("visual", None)
     model = freeze(model, options.device)
     tokenize = _Tokenizer(request.encoder, tokenizer)
@@ -291,7 +293,7 @@ def _text_encoder(request: _Request, model: Any, tokenizer: Any, options: Encode
         modality="text",
         architecture=_text_architecture(request, model),
         weights=_text_weights(model),
-        preprocess=tokenize.to_dict(),
+        preprocess={**tokenize.to_dict(), **chunk_settings(pooling)},
         layer="projection",
         pooling=pooling,
         precision=options.precision,
@@ -299,7 +301,9 @@ def _text_encoder(request: _Request, model: Any, tokenizer: Any, options: Encode
         dim=int(request.config["embed_dim"]),
     )
     similarity = similarity_of(model.logit_scale, getattr(model, "logit_bias", None))
-    return TextEncoder(spec=spec, tokenize=tokenize, compute=compute, device=options.device, similarity=similarity)
+    return make_text_encoder(
+        spec=spec, tokenizer=tokenize, compute=compute, device=options.device, similarity=similarity
+    )
 
 
 def _text_architecture(request: _Request, model: Any) -> dict[str, Any]:
@@ -323,6 +327,7 @@ class _Tokenizer:
     """A tokenizer of open_clip: texts in, `Tokens` out, always of the model's context length."""
 
     def __init__(self, encoder: str, tokenizer: Any) -> None:
+        self._encoder = encoder
         self._tokenizer = tokenizer
         self._inner = getattr(tokenizer, "tokenizer", None)
         if self._inner is not None:
@@ -334,6 +339,35 @@ class _Tokenizer:
         full = ids[:, -1] != padding
         truncated = sum(self._is_longer(text) for text, cut in zip(texts, full.tolist(), strict=True) if cut)
         return Tokens({"text": ids}, truncated)
+
+    def chunks(self, texts: Sequence[str]) -> Chunks:
+        """Return the tokens of some texts, those of long ones in pieces."""
+        outer = self._tokenizer
+        if getattr(outer, "tokenizer_mode", "") or getattr(outer, "reduction_fn", None):
+            raise EncoderError(f"{self._encoder}: its tokenizer cannot split texts; leave +chunks out of --pooling")
+        if self._inner is None:
+            return self._simple_chunks(texts)
+        cleaned = [outer.clean_fn(text) for text in texts]
+        limits = {"max_length": outer.context_length, "padding": "max_length"}
+        batch, owners, weights = split_texts(self._inner, cleaned, **limits)
+        ids = batch["input_ids"]
+        if outer.strip_sep_token:
+            ids = ids.masked_fill(ids == self._inner.sep_token_id, 0)
+        return Chunks({"text": ids}, owners, weights, len(texts))
+
+    def _simple_chunks(self, texts: Sequence[str]) -> Chunks:
+        """Return the pieces of CLIP's own tokenizer, each between the tokens of start and end."""
+        outer = self._tokenizer
+        room = outer.context_length - 2
+        found = [outer.encode(text) for text in texts]
+        pieces = [(i, ids[at : at + room]) for i, ids in enumerate(found) for at in range(0, max(len(ids), 1), room)]
+        rows = [torch.tensor([outer.sot_token_id, *ids, outer.eot_token_id]) for _, ids in pieces]
+        return Chunks(
+            {"text": torch.stack([nn.functional.pad(row, (0, outer.context_length - len(row))) for row in rows])},
+            torch.tensor([i for i, _ in pieces]),
+            torch.tensor([float(max(len(ids), 1)) for _, ids in pieces]),
+            len(texts),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that decides the tokens of a text, as JSON-ready values."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import ConfigError
-from data.prompts import TEMPLATES, clean_name, make_prompts
+from data.prompts import TEMPLATES, captions, clean_name, make_prompts
 
 CLASSES = ("Pleural_Effusion", "COPD", "Mass")
 
@@ -141,3 +141,17 @@ def test_a_code_is_no_word_to_prompt_with(file) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         make_prompts(CLASSES, file=tmp_path / "none.yaml")
+
+
+def test_captions_of_samples(file) -> None:
+    path = file({"classes": {"notumor": "MRI scan with no tumor"}})
+    texts = make_prompts(("glioma", "notumor", "pituitary"), templates=("MRI scan with {finding} tumor",), file=path)
+    assert captions(("pituitary", None, "notumor", "glioma", "glioma"), texts) == (
+        "MRI scan with pituitary tumor",
+        None,
+        "MRI scan with no tumor",
+        "MRI scan with glioma tumor",
+        "MRI scan with glioma tumor",
+    )
+    with pytest.raises(ConfigError, match="no class 'gliom' to caption; did you mean 'glioma'"):
+        captions(("gliom",), texts)

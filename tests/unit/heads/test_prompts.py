@@ -168,6 +168,7 @@ def test_alignment(store) -> None:
     refuse_unaligned("zero_shot", [block(f"{TEXT}@abab")], prompts)  # narrowed by its fingerprint
     with pytest.raises(HeadError, match=r"offline:minilm and .* share no space; name one checkpoint .*clip-vit-b-32"):
         refuse_unaligned("zero_shot", [block("offline:minilm")], prompts)
+    refuse_unaligned("zero_shot", [block(TEXT, pooling="native+chunks")], prompts)  # pieces lie in the same space
     with pytest.raises(HeadError, match="pooled by mean and prompts by native"):
         refuse_unaligned("zero_shot", [block(TEXT, pooling="mean")], prompts)
     with pytest.raises(HeadError, match="of one encoder, 2 were named"):
