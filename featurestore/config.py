@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from data.config import ManifestConfig
+from data.config import ManifestConfig, Names
 
 
 class ExtractConfig(ManifestConfig):
@@ -17,7 +17,11 @@ class ExtractConfig(ManifestConfig):
     encoder: str | None = Field(
         default=None, min_length=1, description="encoder id or alias; default: the offline encoder of the modality"
     )
-    pooling: str = Field(default="auto", description="how tokens become one vector: auto, cls, mean or max")
+    pooling: Names = Field(
+        default=("auto",),
+        description="how tokens become one vector: auto, cls, mean or max; or tokens, all of them; several are "
+        "encoded once",
+    )
     batch_size: Literal["auto"] | PositiveInt = Field(default="auto", description="samples per batch")
     device: str = Field(default="auto", description="where the encoder runs: auto, cpu, cuda or cuda:<i>")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
@@ -25,7 +29,7 @@ class ExtractConfig(ManifestConfig):
         description="arithmetic: fp32 is the library's own output to the letter; auto is fp16 on a GPU, else fp32",
     )
     dtype: Literal["auto", "float16", "float32"] = Field(
-        default="auto", description="stored type; auto: float32 for fp32, else float16"
+        default="auto", description="stored type; auto: float32 for vectors of fp32, else float16"
     )
     workers: Literal["auto"] | PositiveInt = Field(default="auto", description="threads that decode")
     limit: int | None = Field(default=None, ge=1, description="only the first N samples")

@@ -12,31 +12,30 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.digest import Keys, id_key, key_bytes
+from data.digest import Keys, key_bytes
 from data.errors import ConfigError, SampleError
 from data.filecache import FileCache
 from data.manifest import Manifest, Source
 from data.progress import Progress, Silent
 from data.sources import read_manifest
 from featurestore import catalog, fidelity
+from featurestore.columns import Column, Filling, InAll, columns_of
 from featurestore.config import ExtractConfig
+from featurestore.cost import announce
 from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.errors import FeaturesMissing
 from featurestore.features import Features
-from featurestore.ledger import Ledger
 from featurestore.pipeline import Encoded, Pipeline
 from featurestore.plan import Plan, Shard, make_plan
 from featurestore.spec import Precision
 from featurestore.store import FeatureStore
 from featurestore.summary import ExtractSummary
-from featurestore.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +46,9 @@ class Job:
 
     config: ExtractConfig
     manifest: Manifest
-    name: str
     encoder: Encoder
     store: FeatureStore | None
-    features: Features | None
+    columns: tuple[Column, ...]
     keys: Keys
     plan: Plan
     unreadable: Mapping[int, SampleError]
@@ -58,6 +56,16 @@ class Job:
     workers: int
     streams: int
     device: str
+
+    @property
+    def name(self) -> str:
+        """The id of the encoder."""
+        return self.columns[0].name
+
+    @property
+    def features(self) -> Features | None:
+        """What is stored of the first column."""
+        return self.columns[0].features
 
 
 def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = None) -> Job:
@@ -89,9 +97,7 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
     encoder = catalog.load_encoder(name, _options(config, manifest, device))
     progress.advance()
     store = FeatureStore(config.store, create=create) if create or config.store.exists() else None
-    features = None
-    with suppress(FeaturesMissing):  # a dry run makes no group
-        features = store.open(encoder.spec, name=name, create=create) if store is not None else None
+    columns = tuple(_looked_up(column, store, create=create) for column in columns_of(name, encoder))
     progress.stage("reading content keys", len(manifest))
     cache = FileCache(store.files_cache if store else None)
     keys, problems = cache.keys(manifest.sources, workers=workers, progress=progress.advance)
@@ -102,12 +108,12 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
         if config.batch_size == "auto"
         else _positive(config.batch_size, "--batch-size")
     )
-    failed = _failed_keys(store, features)
+    failed = _failed_keys(store, columns)
     plan = make_plan(
         manifest,
         keys,
         unreadable,
-        features,
+        InAll(columns),
         batch_size=batch_size,
         shard=shard,
         failed_before=sum(key_bytes(key) in failed for key in keys) if failed else 0,
@@ -115,10 +121,9 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
     return Job(
         config=config,
         manifest=manifest,
-        name=name,
         encoder=encoder,
         store=store,
-        features=features,
+        columns=columns,
         keys=keys,
         plan=plan,
         unreadable=unreadable,
@@ -162,38 +167,62 @@ def extract(
 
 def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda: None) -> ExtractSummary:
     """Do the work of a prepared job."""
-    if job.store is None or job.features is None:
-        raise ConfigError(f"{job.config.store}: the store does not exist")
-    ledger = job.store.ledger(job.features.group)
-    failures = [_record(job, ledger, i, error) for i, error in sorted(job.unreadable.items())]
+    fillings = [_filling(job, column) for column in job.columns]
+    failures = [_failed(fillings, i, error) for i, error in sorted(job.unreadable.items())]
     pipeline = Pipeline(job.encoder, job.workers, job.streams)
-    encoded, interrupted, measured, started = 0, None, None, time.perf_counter()
+    interrupted, guarded, started = None, False, time.perf_counter()
     if job.plan.batches:
+        announce(job, progress)
         progress.stage("encoding", job.plan.missing)
-        written_by = _written_by(job)
-        with job.features.writer(flush_seconds=job.config.flush_seconds, written_by=written_by) as writer:
+        started = time.perf_counter()
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(
+                    each.features.writer(flush_seconds=job.config.flush_seconds, written_by=each.written_by)
+                )
+                for each in fillings
+            ]
             for batch in pipeline.run(job.plan.batches, lambda i: source_at(job.manifest, i)):
-                failures += [_record(job, ledger, i, error) for i, error in batch.failures]
-                if measured is None and batch.positions:
-                    measured = _guard(job, batch, pipeline)  # while the next batches are being encoded
-                    written_by["fidelity"] = measured.to_dict()  # read when the part is committed
-                refused = _store_batch(job, writer, ledger, batch, pipeline)
-                failures += refused
-                encoded += len(batch.positions) - len(refused)
+                failures += [_failed(fillings, i, error) for i, error in batch.failures]
+                if batch.positions:
+                    if not guarded:
+                        _guard(job, fillings, batch, pipeline)  # while the next batches are being encoded
+                        guarded = True
+                    storing = time.perf_counter()
+                    for filling, writer, block in zip(fillings, writers, batch.blocks, strict=True):
+                        failures += filling.store(writer, batch.positions, block)
+                    pipeline.timings.writing += time.perf_counter() - storing
                 progress.advance(len(batch.positions) + len(batch.failures))
                 interrupted = stop()
                 if interrupted is not None:
                     break
     seconds = time.perf_counter() - started
-    features = job.features.refresh()
-    times = pipeline.timings
+    first, *also = [
+        _summary(job, filling, pipeline, failures, seconds=seconds, interrupted=interrupted) for filling in fillings
+    ]
+    return replace(first, also=tuple(also))
+
+
+def _summary(
+    job: Job,
+    filling: Filling,
+    pipeline: Pipeline,
+    failures: Sequence[Mapping[str, str]],
+    *,
+    seconds: float,
+    interrupted: int | None,
+) -> ExtractSummary:
+    """Say what was done in one column."""
+    features, spec, times = filling.features.refresh(), filling.column.spec, pipeline.timings
+    planned = [i for batch in job.plan.batches for i in batch]
     return ExtractSummary(
-        encoder=job.name,
+        encoder=filling.column.name,
         fingerprint=features.fingerprint,
         group=features.group,
+        pooling=spec.pooling,
         samples=len(job.manifest),
-        cached=job.plan.cached,
-        encoded=encoded,
+        cached=job.plan.cached + int((~filling.lacking[planned]).sum()),
+        encoded=filling.encoded,
         duplicates=job.plan.duplicates,
         absent=job.plan.absent,
         failures=tuple(failures),
@@ -202,12 +231,12 @@ def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda
         splits=pipeline.splits,
         seconds=seconds,
         seconds_by_stage={"waiting": times.waiting, "encoding": times.encoding, "writing": times.writing},
-        bottleneck=times.bottleneck if encoded else None,
+        bottleneck=times.bottleneck if filling.encoded else None,
         batch_size=job.batch_size,
-        precision=job.encoder.spec.precision,
-        dtype=job.encoder.spec.dtype,
+        precision=spec.precision,
+        dtype=spec.dtype,
         device=job.device,
-        fidelity=measured.to_dict() if measured else None,
+        fidelity=filling.fidelity.to_dict() if filling.fidelity else None,
         stored=len(features),
         bytes=features.nbytes,
         interrupted=interrupted,
@@ -274,11 +303,14 @@ def _manifest(config: ExtractConfig) -> Manifest:
 def _options(config: ExtractConfig, manifest: Manifest, device: str) -> EncoderOptions:
     precision = resolve_precision(config.precision, device)
     dtype = config.dtype if config.dtype != "auto" else ("float32" if precision == "fp32" else "float16")
+    first, *also = config.pooling or ("auto",)
     return EncoderOptions(
         modality=manifest.modality,
-        pooling=config.pooling,
+        pooling=first,
+        also=tuple(also),
         precision=precision,
         dtype=dtype,
+        ragged_dtype=config.dtype if config.dtype != "auto" else "float16",
         device=device,
         trust_remote_code=config.trust_remote_code,
     )
@@ -290,10 +322,21 @@ def _positive(value: int, option: str) -> int:
     return value
 
 
-def _failed_keys(store: FeatureStore | None, features: Features | None) -> frozenset[bytes]:
-    if store is None or features is None:
+def _looked_up(column: Column, store: FeatureStore | None, *, create: bool) -> Column:
+    """Return a column with what the store holds of it."""
+    if store is None:
+        return column
+    with suppress(FeaturesMissing):  # a dry run makes no group
+        features = store.open(column.spec, name=column.name, ragged=column.spec.ragged, create=create)
+        return replace(column, features=features)
+    return column
+
+
+def _failed_keys(store: FeatureStore | None, columns: Sequence[Column]) -> frozenset[bytes]:
+    if store is None:
         return frozenset()
-    return frozenset(store.ledger(features.group).failed(features))
+    found = [each.features for each in columns if each.features is not None]
+    return frozenset(key for features in found for key in store.ledger(features.group).failed(features))
 
 
 def source_at(manifest: Manifest, position: int) -> Source:
@@ -303,11 +346,21 @@ def source_at(manifest: Manifest, position: int) -> Source:
     return source
 
 
-def _written_by(job: Job) -> dict[str, Any]:
-    """Return what is recorded with the rows without being part of their identity."""
-    made = {"encoder": job.name, "device": job.device, "batch_size": job.batch_size, "versions": library_versions()}
-    similarity = getattr(job.encoder, "similarity", None)
-    return made if similarity is None else {**made, "similarity": dict(similarity)}
+def _filling(job: Job, column: Column) -> Filling:
+    """Return a column that is ready to be filled."""
+    if job.store is None or column.features is None:
+        raise ConfigError(f"{job.config.store}: the store does not exist")
+    # What is recorded with the rows without being part of their identity.
+    made = {"encoder": column.name, "device": job.device, "batch_size": job.batch_size, "versions": library_versions()}
+    return Filling(
+        column=column,
+        features=column.features,
+        ledger=job.store.ledger(column.features.group),
+        manifest=job.manifest,
+        keys=job.keys,
+        unreadable=job.unreadable,
+        written_by=made if column.similarity is None else {**made, "similarity": dict(column.similarity)},
+    )
 
 
 def library_versions() -> dict[str, str]:
@@ -318,44 +371,22 @@ def library_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-def _guard(job: Job, first: Encoded, pipeline: Pipeline) -> fidelity.Fidelity:
+def _guard(job: Job, fillings: Sequence[Filling], first: Encoded, pipeline: Pipeline) -> None:
     """Compare the first batch with the library's own output, and the encoder with the one that wrote the stored rows.
 
     Nothing is stored before. The first writer leaves its canary vectors.
     """
-    assert job.features is not None
     with pipeline.device:
-        canary = fidelity.canary_vectors(job.encoder)
+        canaries = fidelity.canary_vectors(job.encoder)
         sources = [source_at(job.manifest, i) for i in first.positions]
-        measured = fidelity.check_fidelity(job.encoder, sources, first.vectors, name=job.name)
-    if not job.features.set_probe(canary):
-        fidelity.refuse_drift(job.features.check_probe(canary), name=job.name)
-    return measured
+        measured = fidelity.check_fidelity(job.encoder, sources, first.blocks, name=job.name)
+    for filling, canary, found in zip(fillings, canaries, measured, strict=True):
+        filling.measured(found)
+        if not filling.features.set_probe(canary):
+            fidelity.refuse_drift(filling.features.check_probe(canary), name=filling.column.name)
 
 
-def _store_batch(
-    job: Job, writer: Writer, ledger: Ledger, batch: Encoded, pipeline: Pipeline
-) -> list[Mapping[str, str]]:
-    """Store the finite vectors of a batch; return the failures of the others."""
-    started = time.perf_counter()
-    limit = np.finfo(job.encoder.spec.dtype).max
-    finite = np.all(np.abs(batch.vectors) <= limit, axis=1)
-    failures = []
-    for position in np.asarray(batch.positions, np.int64)[~finite]:
-        message = f"{job.manifest.sources[position]}: the embedding is not finite in {job.encoder.spec.dtype}"
-        failures.append(_record(job, ledger, int(position), SampleError("not_finite", message)))
-    kept = [position for position, ok in zip(batch.positions, finite, strict=True) if ok]
-    if kept:
-        writer.add(job.keys[kept], batch.vectors[finite], [job.manifest.ids[i] for i in kept])
-    pipeline.timings.writing += time.perf_counter() - started
-    return failures
-
-
-def _record(job: Job, ledger: Ledger, position: int, error: SampleError) -> Mapping[str, str]:
-    """Write one failure to the ledger and return it."""
-    source = job.manifest.sources[position]
-    entry = {"id": job.manifest.ids[position], "source": str(source), "kind": error.kind, "message": str(error)}
-    # What cannot be read has no content key; its place stands for it.
-    key = id_key(str(source)) if position in job.unreadable else key_bytes(job.keys[position])
-    ledger.add(key, id=entry["id"], source=entry["source"], kind=error.kind, message=entry["message"])
-    return entry
+def _failed(fillings: Sequence[Filling], position: int, error: SampleError) -> Mapping[str, str]:
+    """Write a sample that cannot be read to the ledger of every column that lacks it, and return its entry."""
+    entries = [each.fail(position, error) for each in fillings if each.lacking[position]]
+    return entries[0]

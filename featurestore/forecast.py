@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from data.errors import SampleError
+from featurestore import levels
+from featurestore.cost import growth
 from featurestore.describe import differences, size
 from featurestore.extract import Job, source_at
 from featurestore.pipeline import Pipeline
@@ -32,6 +32,8 @@ class Forecast:
         Predicted from a trial of a few batches; None if there is nothing to encode.
     bytes
         What would be added to the store.
+    tokens
+        Of what is stored token by token, how much that is, one sentence each.
     """
 
     encoder: str
@@ -47,6 +49,7 @@ class Forecast:
     seconds: float | None
     samples_per_second: float | None
     bytes: int
+    tokens: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast as JSON-ready values."""
@@ -70,6 +73,7 @@ class Forecast:
         lines += [f"  why: {reason}" for reason in self.why]
         if self.seconds is not None:
             lines.append(f"  predicted   {self.seconds:.0f} s at {self.samples_per_second:.1f} samples/s")
+        lines += [f"  {what}" for what in self.tokens]
         lines.append(f"  would store {size(self.bytes)}")
         return "\n".join(lines)
 
@@ -77,7 +81,7 @@ class Forecast:
 def forecast(job: Job) -> Forecast:
     """Predict a prepared extraction; a few samples are decoded and encoded, nothing is stored."""
     rate = _trial(job) if job.plan.batches else None
-    spec = job.encoder.spec
+    spec, grown = job.encoder.spec, growth(job)
     return Forecast(
         encoder=job.name,
         fingerprint=spec.fingerprint,
@@ -91,7 +95,8 @@ def forecast(job: Job) -> Forecast:
         why=tuple(_reasons(job, spec)),
         seconds=None if rate is None else job.plan.missing / rate,
         samples_per_second=rate,
-        bytes=job.plan.missing * (spec.dim * np.dtype(spec.dtype).itemsize + 16),
+        bytes=sum(each.bytes for each in grown),
+        tokens=tuple(each.explain() for each in grown if each.column.spec.ragged),
     )
 
 
@@ -102,7 +107,7 @@ def _trial(job: Job) -> float | None:
     pipeline = Pipeline(job.encoder, job.workers, job.streams)
     try:
         first = job.encoder.read(source_at(job.manifest, batches[0][0]))
-        job.encoder.encode(job.encoder.collate([first]))
+        levels.encode(job.encoder, job.encoder.collate([first]))
     except SampleError:
         pass  # the trial itself counts what fails
     started = time.perf_counter()

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from data.images import load_image
 from data.manifest import Source
+from featurestore.encoder import Embeddings
 from featurestore.forward import Forward, pinned
+from featurestore.levels import as_levels, joined
 from featurestore.spec import EncoderSpec
 from featurestore.transform import ImageTransform
 
@@ -26,11 +28,12 @@ class ImageEncoder:
     Parameters
     ----------
     spec
-        The encoder's identity.
+        The encoder's identity; or, of several levels of one pass, that of each.
     transform
         Geometry and statistics of the checkpoint.
     compute
-        From normalised images, float32 of shape (n, 3, h, w), to embeddings of shape (n, dim).
+        From normalised images, float32 of shape (n, 3, h, w), to embeddings of shape (n, dim); of tokens to
+        (n, t, dim), of several levels to a tuple.
     reference_transform
         The library's own transform, from an RGB PIL image to a float32 tensor of shape (3, h, w).
     reference_compute
@@ -47,21 +50,22 @@ class ImageEncoder:
     def __init__(
         self,
         *,
-        spec: EncoderSpec,
+        spec: EncoderSpec | tuple[EncoderSpec, ...],
         transform: ImageTransform,
-        compute: Callable[[Tensor], Tensor],
+        compute: Callable[[Tensor], Any],
         reference_transform: Callable[[Image.Image], Tensor],
-        reference_compute: Callable[[Tensor], Tensor] | None = None,
+        reference_compute: Callable[[Tensor], Any] | None = None,
         device: str,
         channels_last: bool = False,
     ) -> None:
-        self.spec = spec
+        self.levels = spec if isinstance(spec, tuple) else (spec,)
+        self.spec = self.levels[0]
         self.transform = transform
-        self._forward = Forward(compute, device=device, precision=spec.precision)
+        self._forward = Forward(compute, device=device, precision=self.spec.precision)
         self._reference = Forward(reference_compute or compute, device=device, precision="fp32")
         self._reference_transform = reference_transform
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._exact = spec.precision == "fp32"
+        self._exact = self.spec.precision == "fp32"
         self._resize_on_device = not self._exact and self._forward.device.type == "cuda"
 
     @property
@@ -87,13 +91,21 @@ class ImageEncoder:
             return [pinned(item, device) for item in items]
         return pinned(torch.stack(list(items)), device)
 
-    def encode(self, batch: Tensor | list[Tensor]) -> Tensor:
-        """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
-        return self._forward(self._ready(self._on_device(batch)))
+    def encode(self, batch: Tensor | list[Tensor]) -> Embeddings:
+        """Return the embeddings of a batch: float32, shape (n, dim) or of tokens (n, t, dim), on the CPU."""
+        return self.encode_levels(batch)[0]
 
-    def encode_reference(self, sources: Sequence[Source]) -> Tensor:
+    def encode_levels(self, batch: Tensor | list[Tensor]) -> tuple[Embeddings, ...]:
+        """Return the embeddings of a batch, level by level."""
+        return as_levels(self._forward(self._ready(self._on_device(batch))))
+
+    def encode_reference(self, sources: Sequence[Source]) -> Embeddings:
         """Return the embeddings by the library's own transform in fp32, one by one."""
-        return torch.cat([self._reference(self._reference_input(source)) for source in sources])
+        return self.encode_reference_levels(sources)[0]
+
+    def encode_reference_levels(self, sources: Sequence[Source]) -> tuple[Embeddings, ...]:
+        """Return the embeddings by the library's own transform in fp32, one by one, level by level."""
+        return joined([as_levels(self._reference(self._reference_input(source))) for source in sources])
 
     def _on_device(self, batch: Tensor | list[Tensor]) -> Tensor:
         device = self._forward.device

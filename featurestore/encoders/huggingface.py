@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor, float32, nn, zeros
 from transformers import AutoConfig, AutoImageProcessor
 
-from featurestore.encoder import Encoder, EncoderOptions
+from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.encoders._names import split_seed
 from featurestore.encoders._transformers import Checkpoint, HubTokenizer, architecture, bert_encoder, text_limit
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
 from featurestore.forward import freeze, is_convolutional
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling import choose_pooling, pool
+from featurestore.pooling import choose_pooling, choose_poolings, level_specs, pool_or_keep
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import TextEncoder, similarity_of
 from featurestore.transform import ImageTransform
@@ -43,7 +43,7 @@ class _ImageTower:
     tokens
         From the model and its output to tokens after the last normalisation.
     prefix
-        Leading tokens that are no patches, registers apart.
+        Names of the leading tokens that are no patches, registers apart.
     fixed_size
         Whether it takes images of its configured size only.
     """
@@ -53,7 +53,7 @@ class _ImageTower:
     layer: str = "last_hidden_state"
     native: Callable[[Any], Tensor] = lambda out: out.last_hidden_state[:, 0]
     tokens: Callable[[Any, Any], Tensor] = lambda _, out: out.last_hidden_state
-    prefix: int = 1
+    prefix: tuple[str, ...] = ("class",)
     fixed_size: bool = False
 
 
@@ -71,7 +71,7 @@ _SIGLIP = _ImageTower(
     tower="vision_config",
     layer="attention_pool",
     native=lambda out: out.pooler_output,
-    prefix=0,
+    prefix=(),
     fixed_size=True,
 )
 _IMAGE_TOWERS = {
@@ -83,7 +83,7 @@ _IMAGE_TOWERS = {
     "dinov2_with_registers": _ImageTower(),
     "dinov3_vit": _ImageTower(),
     "vit": _ImageTower(fixed_size=True),
-    "deit": _ImageTower(prefix=2, fixed_size=True),
+    "deit": _ImageTower(prefix=("class", "distillation"), fixed_size=True),
 }
 
 
@@ -146,9 +146,9 @@ def _checkpoint(name: str, options: EncoderOptions) -> Checkpoint:
 
 
 def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any, tower: _ImageTower) -> ImageEncoder:
-    prefix = tower.prefix + getattr(config, "num_register_tokens", 0)
-    pooling = choose_pooling(
-        options.pooling, ("native", *(["cls"] if prefix else []), "mean", "max"), encoder=checkpoint.encoder
+    prefix = [*tower.prefix, *["register"] * getattr(config, "num_register_tokens", 0)]
+    poolings = choose_poolings(
+        options, ("native", *(["cls"] if prefix else []), "mean", "max", "tokens"), encoder=checkpoint.encoder
     )
     tower_config = _tower_config(config, tower.tower)
     model_class = getattr(transformers, tower.model_class)
@@ -164,11 +164,16 @@ def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any,
     if hasattr(model, "pooler"):
         model.register_module("pooler", None)
     model = freeze(model, options.device)
-    is_projected = pooling == "native" and tower is _CLIP
 
-    def compute(images: Tensor) -> Tensor:
+    def compute(images: Tensor) -> tuple[Embeddings, ...]:
         out = model(pixel_values=images)
-        return tower.native(out) if pooling == "native" else pool(tower.tokens(model, out), pooling, prefix=prefix)
+
+        def read(pooling: str) -> Embeddings:
+            if pooling == "native":
+                return tower.native(out)
+            return pool_or_keep(tower.tokens(model, out), pooling, prefix=len(prefix))
+
+        return tuple(map(read, poolings))
 
     def reference_transform(image: Image.Image) -> Tensor:
         pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
@@ -180,14 +185,21 @@ def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any,
         architecture=architecture(model, tower_config),
         weights=weights_digest(model),
         preprocess=transform.to_dict(),
-        layer=tower.layer if pooling == "native" else "last_hidden_state",
-        pooling=pooling,
+        layer=tower.layer,
+        pooling="native",
         precision=options.precision,
         dtype=options.dtype,
-        dim=tower_config.projection_dim if is_projected else tower_config.hidden_size,
+        dim=tower_config.projection_dim if tower is _CLIP else tower_config.hidden_size,
     )
     return ImageEncoder(
-        spec=spec,
+        spec=level_specs(
+            spec,
+            poolings,
+            options,
+            layer="last_hidden_state",
+            dim=tower_config.hidden_size,
+            tokens={"order": "raster", "prefix": prefix},
+        ),
         transform=transform,
         compute=compute,
         reference_transform=reference_transform,
