@@ -16,9 +16,11 @@ from torch import Tensor
 from data.manifest import Modality, Source
 from featurestore.catalog import load_encoder
 from featurestore.encoder import Encoder, EncoderOptions
+from featurestore.errors import EncoderError
 from featurestore.levels import encode as encode_levels
 from featurestore.levels import encode_reference, levels_of, samples
 
+ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-5
 Reference = Callable[[Path, Sequence[Any]], Sequence[Tensor]]
 
@@ -80,11 +82,87 @@ def text(folder: Path, texts: Sequence[Any]) -> Sequence[Tensor]:
     return [model(**tokens).last_hidden_state[0] for tokens in inputs]
 
 
+def open_clip(folder: Path, pictures: Sequence[Any]) -> Sequence[Tensor]:
+    import open_clip as library
+
+    model, _, transform = library.create_model_and_transforms(f"local-dir:{folder}")
+    visual = model.eval().visual
+    hidden = visual.transformer(visual._embeds(torch.stack([transform(picture) for picture in pictures])))
+    return visual.ln_post(hidden)
+
+
+def open_clip_map(folder: Path, pictures: Sequence[Any]) -> Sequence[Tensor]:
+    import open_clip as library
+
+    model, _, transform = library.create_model_and_transforms(f"local-dir:{folder}")
+    tower = model.eval().visual
+    maps = torch.stack([transform(picture) for picture in pictures])
+    for block in (tower.stem, tower.layer1, tower.layer2, tower.layer3, tower.layer4):
+        maps = block(maps)
+    return by_rows(maps)
+
+
+def by_rows(maps: Tensor) -> Sequence[Tensor]:
+    """Return the places of feature maps, row by row from the upper left: an independent reading of the axes."""
+    return [torch.stack([one[:, y, x] for y in range(one.shape[1]) for x in range(one.shape[2])]) for one in maps]
+
+
+def layer4(name: str) -> Reference:
+    def reference(folder: Path, pictures: Sequence[Any]) -> Sequence[Tensor]:
+        from torchvision import models
+
+        model = models.get_model(name, weights=None)
+        model.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
+        transform, maps = models.get_model_weights(name).IMAGENET1K_V1.transforms(), []
+        model.eval().layer4.register_forward_hook(lambda _, __, out: maps.append(out))
+        model(torch.stack([transform(picture) for picture in pictures]))
+        return by_rows(maps[0])
+
+    return reference
+
+
+def timm_model(name: str) -> Reference:
+    def reference(folder: Path, pictures: Sequence[Any]) -> Sequence[Tensor]:
+        import timm
+        from timm.data import create_transform, resolve_data_config
+
+        model = timm.create_model(name, num_classes=7, checkpoint_path=str(folder / f"{name}.pt")).eval()
+        transform = create_transform(**resolve_data_config({}, model=model))
+        features = model.forward_features(torch.stack([transform(picture) for picture in pictures]))
+        return features if features.ndim == 3 else by_rows(features)
+
+    return reference
+
+
 TEXT = ("mean", "cls", "max")
+MAP = ("native", "mean", "max")
 CASES = (
     Case("clip", "hf:{folder}", clip, "image", "clip", 17, ("class",)),
     Case("siglip", "hf:{folder}", siglip, "image", "siglip", 16, (), ("native", "mean", "max")),
     Case("dinov2", "hf:{folder}", last_hidden_state, "image", "dinov2", 17, ("class",)),
+    Case("open_clip", "local-dir:{folder}", open_clip, "image", "open_clip", 17, ("class",)),
+    Case("open_clip-resnet", "local-dir:{folder}", open_clip_map, "image", "open_clip_resnet", 4, (), MAP),
+    Case(
+        "resnet18",
+        "torchvision:resnet18/IMAGENET1K_V1@{folder}/resnet18.pt",
+        layer4("resnet18"),
+        "image",
+        "resnet18",
+        49,
+        (),
+        MAP,
+    ),
+    Case("timm-vit", "timm:test_vit@{folder}/test_vit.pt", timm_model("test_vit"), "image", "timm", 101, ("class",)),
+    Case(
+        "timm-cnn",
+        "timm:test_efficientnet@{folder}/test_efficientnet.pt",
+        timm_model("test_efficientnet"),
+        "image",
+        "timm",
+        25,
+        (),
+        MAP,
+    ),
     Case("bert", "hf:{folder}", text, "text", "bert", None, (), TEXT),
     Case("roberta", "hf:{folder}", text, "text", "roberta", None, (), TEXT),
 )
@@ -98,6 +176,12 @@ def sources_of(images: list[Source], texts: list[Source]) -> Callable[[Case], li
 
 def content(source: Source) -> Any:
     return source.text if source.path is None else Image.open(source.path).convert("RGB")
+
+
+def assert_near(found: Any, expected: Any) -> None:
+    """Both in float32: rounding is relative to what is in the numbers' range."""
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * max(1.0, float(np.abs(expected).max())))
 
 
 def tokens_of(encoder: Encoder, sources: Sequence[Source]) -> list[np.ndarray]:
@@ -116,9 +200,9 @@ def test_tokens_equal_the_library_and_padding_is_not_among_them(case: Case, zoo:
     assert case.tokens is not None or len({len(tokens) for tokens in found}) > 1, "texts of several lengths"
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == tuple(theirs.shape) == (len(ours), encoder.spec.dim)
-        np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=TOLERANCE * max(1.0, float(theirs.abs().max())))
+        assert_near(ours, theirs)
     (reference,) = encode_reference(encoder, sources)
-    np.testing.assert_allclose(np.concatenate(found), reference.values, rtol=0, atol=2 * TOLERANCE)  # type: ignore[union-attr]
+    assert_near(np.concatenate(found), np.concatenate(samples(reference)))
 
 
 @every_case
@@ -127,7 +211,7 @@ def test_tokens_do_not_depend_on_the_batch_and_one_sample_keeps_its_axis(case: C
     together = tokens_of(encoder, sources)
     for source, tokens in zip(sources, together, strict=True):
         (alone,) = tokens_of(encoder, [source])
-        np.testing.assert_allclose(alone, tokens, rtol=0, atol=TOLERANCE)
+        assert_near(alone, tokens)
 
 
 @every_case
@@ -137,7 +221,7 @@ def test_what_is_pooled_from_tokens_is_what_the_poolings_store(case: Case, zoo: 
     pooled = {"mean": lambda t: t[prefix:].mean(0), "max": lambda t: t[prefix:].max(0), "cls": lambda t: t[0]}
     for pooling in set(case.poolings) - {"native"}:
         stored = np.concatenate(tokens_of(case.load(zoo, pooling), sources))
-        np.testing.assert_allclose(np.stack(list(map(pooled[pooling], tokens))), stored, rtol=0, atol=TOLERANCE)
+        assert_near(np.stack(list(map(pooled[pooling], tokens))), stored)
 
 
 @every_case
@@ -151,9 +235,7 @@ def test_several_levels_of_one_pass_are_what_each_is_alone(case: Case, zoo: Any,
     for pooling, spec, block in zip(poolings, specs, blocks, strict=True):
         alone = case.load(zoo, pooling)
         assert spec.fingerprint == alone.spec.fingerprint
-        np.testing.assert_allclose(
-            np.concatenate(samples(block)), np.concatenate(tokens_of(alone, sources)), rtol=0, atol=TOLERANCE
-        )
+        assert_near(np.concatenate(samples(block)), np.concatenate(tokens_of(alone, sources)))
 
 
 @every_case
@@ -175,3 +257,62 @@ def test_tokens_in_half_precision_stay_close_to_the_reference(case: Case, zoo: A
     for ours, theirs in zip(tokens_of(encoder, sources), samples(reference), strict=True):
         a, b = ours.ravel(), theirs.ravel()
         assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) >= 0.999
+
+
+def test_resnet50_has_7_x_7_tokens_of_2048(zoo: Any, images: list[Source]) -> None:
+    folder, sources = zoo("resnet50"), images[:1]
+    encoder = load_encoder(f"torchvision:resnet50/IMAGENET1K_V1@{folder}/resnet50.pt", EncoderOptions(pooling="tokens"))
+    with torch.inference_mode():
+        (expected,) = layer4("resnet50")(folder, [content(source) for source in sources])
+    (found,) = tokens_of(encoder, sources)
+    assert found.shape == (49, 2048)
+    assert encoder.spec.layer == "last_feature_map"
+    assert_near(found, expected)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5"])
+def test_the_last_pooling_of_a_network_is_found_whatever_it_is_called(name: str, images: list[Source]) -> None:
+    options = EncoderOptions(pooling="native", also=("mean",))
+    encoder = load_encoder(f"torchvision:{name}/random:0", options)
+    native, mean = encode_levels(encoder, encoder.collate([encoder.read(images[0])]))
+    assert_near(native, mean)
+    assert levels_of(encoder)[1].layer == "last_feature_map"
+
+
+def test_a_pooling_that_an_encoder_does_not_give_is_refused(zoo: Any) -> None:
+    with pytest.raises(EncoderError, match=r"no pooling 'tokens'; it gives native"):
+        load_encoder(f"py:{ROOT}/tests/contracts/own_encoder.py:letters", EncoderOptions(pooling="tokens"))
+    with pytest.raises(EncoderError, match="no pooling 'cls'"):
+        load_encoder(f"hf:{zoo('siglip')}", EncoderOptions(modality="image", pooling="tokens", also=("cls",)))
+
+
+WORDS = """
+import torch
+from featurestore.spec import EncoderSpec
+
+class Words:
+    def __init__(self, options):
+        self.spec = EncoderSpec(
+            family="python", modality="text", architecture={"class": "Words"}, weights="none", preprocess={},
+            layer="output", pooling="tokens", precision=options.precision, dtype=options.ragged_dtype, dim=1,
+        )
+
+    def read(self, source):
+        return [float(len(word)) for word in source.text.split()]
+
+    def collate(self, items):
+        return items
+
+    def encode(self, batch):
+        return [torch.tensor(lengths)[:, None] for lengths in batch]
+
+    def encode_reference(self, sources):
+        return self.encode([self.read(source) for source in sources])
+"""
+
+
+def test_an_encoder_of_ones_own_gives_tokens_as_a_list(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(WORDS)
+    encoder = load_encoder(f"py:{tmp_path}/mine.py:Words", EncoderOptions(pooling="tokens"))
+    found = tokens_of(encoder, [Source("text", text="a bc"), Source("text", text="def")])
+    assert [tokens[:, 0].tolist() for tokens in found] == [[1.0, 2.0], [3.0]]
