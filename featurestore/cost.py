@@ -89,7 +89,7 @@ def announce(job: Job, progress: Progress) -> None:
         return
     grown, store = growth(job), job.config.store.absolute()
     for each in grown:
-        if each.column.spec.ragged:
+        if each.column.spec.ragged and each.missing:
             progress.note(each.explain())
     folder = next(each for each in (store, *store.parents) if each.exists())
     free, needed = shutil.disk_usage(folder).free, sum(each.bytes for each in grown)

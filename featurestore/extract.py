@@ -236,7 +236,7 @@ def _summary(
         precision=spec.precision,
         dtype=spec.dtype,
         device=job.device,
-        fidelity=filling.fidelity.to_dict() if filling.fidelity else None,
+        fidelity=filling.fidelity.to_dict() if filling.fidelity and filling.encoded else None,
         stored=len(features),
         bytes=features.nbytes,
         interrupted=interrupted,
