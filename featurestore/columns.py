@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +15,12 @@ from data.errors import SampleError
 from data.manifest import Manifest
 from featurestore import levels
 from featurestore.encoder import Encoder
+from featurestore.errors import FeaturesMissing
 from featurestore.features import Features, Ragged
 from featurestore.fidelity import Fidelity
 from featurestore.ledger import Ledger
 from featurestore.spec import EncoderSpec
+from featurestore.store import FeatureStore
 from featurestore.writer import Writer
 
 
@@ -131,9 +134,36 @@ class Filling:
         return entry
 
 
-def columns_of(name: str, encoder: Encoder) -> tuple[Column, ...]:
-    """Return the columns of one encoder, not yet looked up in any store."""
+def fail_all(fillings: Sequence[Filling], position: int, error: SampleError) -> Mapping[str, str]:
+    """Write a sample that cannot be read to the ledger of every column that lacks it, and return its entry."""
+    entries = [each.fail(position, error) for each in fillings if each.lacking[position]]
+    return entries[0]
+
+
+def looked_up(name: str, encoder: Encoder, store: FeatureStore | None, *, create: bool) -> tuple[Column, ...]:
+    """Return the columns of an encoder, with what the store holds of them.
+
+    Parameters
+    ----------
+    name
+        The encoder's id.
+    encoder
+        The encoder.
+    store
+        The store, if it exists.
+    create
+        Whether to make the groups that there are not yet.
+    """
     similarity = getattr(encoder, "similarity", None)
+
+    def features_of(spec: EncoderSpec) -> Features | None:
+        if store is None:
+            return None
+        with suppress(FeaturesMissing):  # a dry run makes no group
+            return store.open(spec, name=name, ragged=spec.ragged, create=create)
+        return None
+
     return tuple(
-        Column(name=name, spec=spec, features=None, similarity=similarity) for spec in levels.levels_of(encoder)
+        Column(name=name, spec=spec, features=features_of(spec), similarity=similarity)
+        for spec in levels.levels_of(encoder)
     )

@@ -7,20 +7,21 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from data.config import ManifestConfig, Names
+from data.config import ManifestConfig, Many, Names
 
 
 class ExtractConfig(ManifestConfig):
     """What `extract` can be told."""
 
     store: Path = Field(description="the feature store, a directory; made if it does not exist")
-    encoder: str | None = Field(
-        default=None, min_length=1, description="encoder id or alias; default: the offline encoder of the modality"
+    encoder: Many = Field(
+        default=(),
+        description="encoder id or alias; several share one decode; default: the offline encoder of the modality",
     )
     pooling: Names = Field(
-        default=("auto",),
-        description="how tokens become one vector: auto, cls, mean or max; or tokens, all of them; several are "
-        "encoded once",
+        default=(),
+        description="how tokens become one vector: native, cls, mean or max; or tokens, all of them; several are read "
+        "off one pass; default: auto, the encoder's own",
     )
     batch_size: Literal["auto"] | PositiveInt = Field(default="auto", description="samples per batch")
     device: str = Field(default="auto", description="where the encoder runs: auto, cpu, cuda or cuda:<i>")

@@ -113,8 +113,5 @@ def _rows(job: Job, planned: list[int]) -> list[float]:
             continue
     if not items:
         return [0.0] * len(job.columns)
-    truncated = getattr(job.encoder, "truncated", 0)
     blocks = levels.encode(job.encoder, job.encoder.collate(items))
-    if truncated != getattr(job.encoder, "truncated", 0):
-        job.encoder.truncated = truncated  # type: ignore[attr-defined]  # these texts are counted when they are stored
     return [float(levels.lengths(block).mean()) for block in blocks]

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,30 +25,35 @@ from data.manifest import Manifest, Source
 from data.progress import Progress, Silent
 from data.sources import read_manifest
 from featurestore import catalog, fidelity
-from featurestore.columns import Column, Filling, InAll, columns_of
+from featurestore.columns import Column, Filling, InAll, fail_all, looked_up
 from featurestore.config import ExtractConfig
 from featurestore.cost import announce
 from featurestore.encoder import Encoder, EncoderOptions
-from featurestore.errors import FeaturesMissing
 from featurestore.features import Features
 from featurestore.pipeline import Encoded, Pipeline
 from featurestore.plan import Plan, Shard, make_plan
 from featurestore.spec import Precision
 from featurestore.store import FeatureStore
 from featurestore.summary import ExtractSummary
+from featurestore.together import Together
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """An extraction that is ready to start: everything is resolved, nothing is encoded."""
+    """An extraction that is ready to start: everything is resolved, nothing is encoded.
+
+    Where several encoders were asked for, `columns` are those of the encoders that have work to do, and `complete`
+    those of the others.
+    """
 
     config: ExtractConfig
     manifest: Manifest
     encoder: Encoder
     store: FeatureStore | None
     columns: tuple[Column, ...]
+    complete: tuple[Column, ...]
     keys: Keys
     plan: Plan
     unreadable: Mapping[int, SampleError]
@@ -92,12 +97,8 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
     manifest = _manifest(config)
     for remark in manifest.remarks:
         progress.note(remark)
-    name = catalog.canonical(config.encoder or catalog.default_encoder(manifest.modality))
-    progress.stage(f"loading {name}", 1)
-    encoder = catalog.load_encoder(name, _options(config, manifest, device))
-    progress.advance()
+    encoders = _loaded(config, _options(config, manifest, device), progress)
     store = FeatureStore(config.store, create=create) if create or config.store.exists() else None
-    columns = tuple(_looked_up(column, store, create=create) for column in columns_of(name, encoder))
     progress.stage("reading content keys", len(manifest))
     cache = FileCache(store.files_cache if store else None)
     keys, problems = cache.keys(manifest.sources, workers=workers, progress=progress.advance)
@@ -108,6 +109,11 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
         if config.batch_size == "auto"
         else _positive(config.batch_size, "--batch-size")
     )
+    everything = {name: looked_up(name, encoder, store, create=create) for name, encoder in encoders.items()}
+    wanted = [i for i, source in enumerate(manifest.sources) if source is not None and i not in unreadable]
+    lacking = [name for name, its in everything.items() if not InAll(its).contains(keys[wanted]).all()]
+    active = {name: encoders[name] for name in lacking or everything}
+    columns = tuple(column for name in active for column in everything[name])
     failed = _failed_keys(store, columns)
     plan = make_plan(
         manifest,
@@ -121,15 +127,16 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
     return Job(
         config=config,
         manifest=manifest,
-        encoder=encoder,
+        encoder=next(iter(active.values())) if len(active) == 1 else Together(tuple(active.values())),
         store=store,
         columns=columns,
+        complete=tuple(column for name, its in everything.items() if name not in active for column in its),
         keys=keys,
         plan=plan,
         unreadable=unreadable,
         batch_size=batch_size,
         workers=workers,
-        streams=encoding_streams(encoder, device),
+        streams=min(encoding_streams(each, device) for each in active.values()),
         device=device,
     )
 
@@ -167,12 +174,13 @@ def extract(
 
 def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda: None) -> ExtractSummary:
     """Do the work of a prepared job."""
-    fillings = [_filling(job, column) for column in job.columns]
-    failures = [_failed(fillings, i, error) for i, error in sorted(job.unreadable.items())]
+    fillings, truncated = [_filling(job, column) for column in job.columns], 0
+    failures = [fail_all(fillings, i, error) for i, error in sorted(job.unreadable.items())]
     pipeline = Pipeline(job.encoder, job.workers, job.streams)
     interrupted, guarded, started = None, False, time.perf_counter()
     if job.plan.batches:
         announce(job, progress)
+        truncated = getattr(job.encoder, "truncated", 0)  # of the few texts that were tried
         progress.stage("encoding", job.plan.missing)
         started = time.perf_counter()
         with ExitStack() as stack:
@@ -183,7 +191,7 @@ def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda
                 for each in fillings
             ]
             for batch in pipeline.run(job.plan.batches, lambda i: source_at(job.manifest, i)):
-                failures += [_failed(fillings, i, error) for i, error in batch.failures]
+                failures += [fail_all(fillings, i, error) for i, error in batch.failures]
                 if batch.positions:
                     if not guarded:
                         _guard(job, fillings, batch, pipeline)  # while the next batches are being encoded
@@ -198,21 +206,19 @@ def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda
                     break
     seconds = time.perf_counter() - started
     first, *also = [
-        _summary(job, filling, pipeline, failures, seconds=seconds, interrupted=interrupted) for filling in fillings
+        replace(
+            _summary(job, filling, pipeline, failures),
+            truncated=getattr(job.encoder, "truncated", 0) - truncated,
+            seconds=seconds,
+            interrupted=interrupted,
+        )
+        for filling in [*fillings, *(_filling(job, column) for column in job.complete)]
     ]
     return replace(first, also=tuple(also))
 
 
-def _summary(
-    job: Job,
-    filling: Filling,
-    pipeline: Pipeline,
-    failures: Sequence[Mapping[str, str]],
-    *,
-    seconds: float,
-    interrupted: int | None,
-) -> ExtractSummary:
-    """Say what was done in one column."""
+def _summary(job: Job, filling: Filling, pipeline: Pipeline, failures: Sequence[Mapping[str, str]]) -> ExtractSummary:
+    """Say what was done in one column; how long it took, and what ended it, is said by the caller."""
     features, spec, times = filling.features.refresh(), filling.column.spec, pipeline.timings
     planned = [i for batch in job.plan.batches for i in batch]
     return ExtractSummary(
@@ -226,10 +232,10 @@ def _summary(
         duplicates=job.plan.duplicates,
         absent=job.plan.absent,
         failures=tuple(failures),
-        truncated=getattr(job.encoder, "truncated", 0),
+        truncated=0,
         fallbacks=getattr(job.encoder, "fallbacks", 0),
         splits=pipeline.splits,
-        seconds=seconds,
+        seconds=0.0,
         seconds_by_stage={"waiting": times.waiting, "encoding": times.encoding, "writing": times.writing},
         bottleneck=times.bottleneck if filling.encoded else None,
         batch_size=job.batch_size,
@@ -239,7 +245,6 @@ def _summary(
         fidelity=filling.fidelity.to_dict() if filling.fidelity and filling.encoded else None,
         stored=len(features),
         bytes=features.nbytes,
-        interrupted=interrupted,
     )
 
 
@@ -322,14 +327,15 @@ def _positive(value: int, option: str) -> int:
     return value
 
 
-def _looked_up(column: Column, store: FeatureStore | None, *, create: bool) -> Column:
-    """Return a column with what the store holds of it."""
-    if store is None:
-        return column
-    with suppress(FeaturesMissing):  # a dry run makes no group
-        features = store.open(column.spec, name=column.name, ragged=column.spec.ragged, create=create)
-        return replace(column, features=features)
-    return column
+def _loaded(config: ExtractConfig, options: EncoderOptions, progress: Progress) -> dict[str, Encoder]:
+    """Return the encoders that were asked for, by their ids."""
+    asked = config.encoder or (catalog.default_encoder(options.modality or "image"),)
+    encoders = {}
+    for name in dict.fromkeys(map(catalog.canonical, asked)):
+        progress.stage(f"loading {name}", 1)
+        encoders[name] = catalog.load_encoder(name, options)
+        progress.advance()
+    return encoders
 
 
 def _failed_keys(store: FeatureStore | None, columns: Sequence[Column]) -> frozenset[bytes]:
@@ -379,14 +385,9 @@ def _guard(job: Job, fillings: Sequence[Filling], first: Encoded, pipeline: Pipe
     with pipeline.device:
         canaries = fidelity.canary_vectors(job.encoder)
         sources = [source_at(job.manifest, i) for i in first.positions]
-        measured = fidelity.check_fidelity(job.encoder, sources, first.blocks, name=job.name)
+        names = [column.name for column in job.columns]
+        measured = fidelity.check_fidelity(job.encoder, sources, first.blocks, names=names)
     for filling, canary, found in zip(fillings, canaries, measured, strict=True):
         filling.measured(found)
         if not filling.features.set_probe(canary):
             fidelity.refuse_drift(filling.features.check_probe(canary), name=filling.column.name)
-
-
-def _failed(fillings: Sequence[Filling], position: int, error: SampleError) -> Mapping[str, str]:
-    """Write a sample that cannot be read to the ledger of every column that lacks it, and return its entry."""
-    entries = [each.fail(position, error) for each in fillings if each.lacking[position]]
-    return entries[0]

@@ -94,7 +94,7 @@ def compare_samples(block: levels.Block, reference: levels.Block) -> Fidelity:
 
 
 def check_fidelity(
-    encoder: Encoder, sources: Sequence[Source], blocks: Sequence[levels.Block], *, name: str
+    encoder: Encoder, sources: Sequence[Source], blocks: Sequence[levels.Block], *, names: Sequence[str]
 ) -> tuple[Fidelity, ...]:
     """Compare the first embeddings of a run with the reference path, level by level.
 
@@ -104,8 +104,8 @@ def check_fidelity(
         The encoder that made them.
     sources, blocks
         The samples and their embeddings, level by level; the first `REFERENCE_SAMPLES` are compared.
-    name
-        The encoder's id, for the message.
+    names
+        The encoder's id at each level, for the message.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def check_fidelity(
     references = levels.encode_reference(encoder, sources[:n])
     return tuple(
         _checked(spec, block, reference, name=name)
-        for spec, block, reference in zip(levels.levels_of(encoder), blocks, references, strict=True)
+        for spec, block, reference, name in zip(levels.levels_of(encoder), blocks, references, names, strict=True)
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -73,6 +75,11 @@ class ImageEncoder:
         """Number of batches that overflowed half precision and were computed again in fp32."""
         return self._forward.fallbacks
 
+    @property
+    def decoding(self) -> int | None:
+        """What `decode` depends on besides the file: encoders that agree on it may share the image."""
+        return None if self._exact else self.transform.decode_side
+
     def read(self, source: Source) -> Tensor:
         """Return one image as uint8: (3, h, w), or as it was decoded where the device will resize it.
 
@@ -81,7 +88,26 @@ class ImageEncoder:
         SampleError
             If the image cannot be decoded, or is too elongated to be resized.
         """
-        image = load_image(source, scaled_to=None if self._exact else self.transform.decode_side, keep_grey=True)
+        return self.prepare(self.decode(source))
+
+    def decode(self, source: Source) -> NDArray[np.uint8]:
+        """Return one image as it comes from the file, in a fraction of its size where that is allowed.
+
+        Raises
+        ------
+        SampleError
+            If the image cannot be decoded.
+        """
+        return load_image(source, scaled_to=self.decoding, keep_grey=True)
+
+    def prepare(self, image: NDArray[np.uint8]) -> Tensor:
+        """Return what `read` does, of an image that was decoded.
+
+        Raises
+        ------
+        SampleError
+            If it is too elongated to be resized.
+        """
         return torch.from_numpy(image) if self._resize_on_device else self.transform.apply(image)
 
     def collate(self, items: Sequence[Tensor]) -> Tensor | list[Tensor]:

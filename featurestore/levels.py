@@ -27,16 +27,26 @@ def levels_of(encoder: Encoder) -> tuple[EncoderSpec, ...]:
 
 def encode(encoder: Encoder, batch: Any) -> tuple[Block, ...]:
     """Return the embeddings of a batch, level by level."""
-    if hasattr(encoder, "encode_levels"):
-        return tuple(map(to_block, cast("Leveled", encoder).encode_levels(batch)))
-    return (to_block(encoder.encode(batch)),)
+    return tuple(map(to_block, embed(encoder, batch)))
 
 
 def encode_reference(encoder: Encoder, sources: Sequence[Source]) -> tuple[Block, ...]:
     """Return the embeddings by the library's own transform in fp32, one by one, level by level."""
+    return tuple(map(to_block, embed_reference(encoder, sources)))
+
+
+def embed(encoder: Encoder, batch: Any) -> tuple[Embeddings, ...]:
+    """Return what `encode` does, as the encoder gives it."""
+    if hasattr(encoder, "encode_levels"):
+        return cast("Leveled", encoder).encode_levels(batch)
+    return (encoder.encode(batch),)
+
+
+def embed_reference(encoder: Encoder, sources: Sequence[Source]) -> tuple[Embeddings, ...]:
+    """Return what `encode_reference` does, as the encoder gives it."""
     if hasattr(encoder, "encode_reference_levels"):
-        return tuple(map(to_block, cast("Leveled", encoder).encode_reference_levels(sources)))
-    return (to_block(encoder.encode_reference(sources)),)
+        return cast("Leveled", encoder).encode_reference_levels(sources)
+    return (encoder.encode_reference(sources),)
 
 
 def as_levels(made: Any) -> tuple[Embeddings, ...]:

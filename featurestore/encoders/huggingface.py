@@ -18,7 +18,7 @@ from featurestore.encoders._transformers import Checkpoint, HubTokenizer, archit
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
 from featurestore.forward import freeze, is_convolutional
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling import choose_pooling, choose_poolings, level_specs, pool_or_keep
+from featurestore.pooling import choose_poolings, level_specs, pool_or_keep
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import TextEncoder, similarity_of
 from featurestore.transform import ImageTransform
@@ -210,8 +210,9 @@ def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any,
 
 def _contrastive_text_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any) -> TextEncoder:
     """Return the text tower of CLIP or SigLIP, not normalised."""
-    pooling = choose_pooling(options.pooling, ("native",), encoder=checkpoint.encoder)
     is_clip = config.model_type == "clip"
+    # Which of SigLIP's tokens are padding it does not know itself, and its padding is never stored.
+    poolings = choose_poolings(options, ("native", "tokens") if is_clip else ("native",), encoder=checkpoint.encoder)
     tower_config = _tower_config(config, "text_config")
     model_class = transformers.CLIPTextModelWithProjection if is_clip else transformers.SiglipTextModel
     tokenizer, model = checkpoint.load(lambda: (checkpoint.tokenizer(), checkpoint.model(model_class, tower_config)))
@@ -225,10 +226,16 @@ def _contrastive_text_encoder(checkpoint: Checkpoint, options: EncoderOptions, c
         run_on=options.device,
     )
 
-    def compute(inputs: Mapping[str, Tensor]) -> Tensor:
+    def compute(inputs: Mapping[str, Tensor]) -> tuple[Embeddings, ...]:
         out = model(**inputs)
-        vectors: Tensor = out.text_embeds if is_clip else out.pooler_output
-        return vectors
+
+        def read(pooling: str) -> Embeddings:
+            if pooling == "native":
+                vectors: Tensor = out.text_embeds if is_clip else out.pooler_output
+                return vectors
+            return pool_or_keep(out.last_hidden_state, pooling, mask=inputs["attention_mask"])
+
+        return tuple(map(read, poolings))
 
     spec = EncoderSpec(
         family="huggingface",
@@ -237,13 +244,16 @@ def _contrastive_text_encoder(checkpoint: Checkpoint, options: EncoderOptions, c
         weights=weights_digest(model),
         preprocess=tokenize.to_dict(),
         layer="projection",
-        pooling=pooling,
+        pooling="native",
         precision=options.precision,
         dtype=options.dtype,
         dim=tower_config.projection_dim if is_clip else tower_config.projection_size,
     )
+    tokens = {"order": "text", "prefix": [], "special": "kept"}
+    dim = tower_config.hidden_size
+    levels = level_specs(spec, poolings, options, layer="last_hidden_state", dim=dim, tokens=tokens)
     similarity = _similarity(checkpoint, config)
-    return TextEncoder(spec=spec, tokenize=tokenize, compute=compute, device=options.device, similarity=similarity)
+    return TextEncoder(spec=levels, tokenize=tokenize, compute=compute, device=options.device, similarity=similarity)
 
 
 class _Logits(transformers.PreTrainedModel):  # type: ignore[misc]

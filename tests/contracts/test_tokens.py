@@ -134,6 +134,14 @@ def timm_model(name: str) -> Reference:
     return reference
 
 
+def clip_text(folder: Path, texts: Sequence[Any]) -> Sequence[Tensor]:
+    from transformers import AutoTokenizer, CLIPModel
+
+    model, tokenizer = CLIPModel.from_pretrained(folder).eval().text_model, AutoTokenizer.from_pretrained(folder)
+    inputs = [tokenizer(text, truncation=True, return_tensors="pt") for text in texts]
+    return [model(**tokens).last_hidden_state[0] for tokens in inputs]
+
+
 TEXT = ("mean", "cls", "max")
 MAP = ("native", "mean", "max")
 CASES = (
@@ -163,6 +171,7 @@ CASES = (
         (),
         MAP,
     ),
+    Case("clip-text", "hf:{folder}", clip_text, "text", "clip", None, (), ("native",)),
     Case("bert", "hf:{folder}", text, "text", "bert", None, (), TEXT),
     Case("roberta", "hf:{folder}", text, "text", "roberta", None, (), TEXT),
 )
