@@ -12,16 +12,20 @@ piece, and its vector is the one that it has without this.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from threading import Lock
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from data.manifest import Source
+from featurestore.encoder import Embeddings
 from featurestore.forward import pinned
+from featurestore.levels import as_levels, joined
 from featurestore.pooling import CHUNKS
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import TextEncoder, Tokens
+from featurestore.together import Together
 
 
 class Chunks(NamedTuple):
@@ -64,7 +68,7 @@ class ChunkedTextEncoder(TextEncoder):
     ----------
     tokenizer
         From texts to tokens, both ways; called by one thread at a time.
-    spec, compute, device, similarity
+    spec, compute, device, similarity, lock
         As of `TextEncoder`.
 
     Attributes
@@ -76,13 +80,16 @@ class ChunkedTextEncoder(TextEncoder):
     def __init__(
         self,
         *,
-        spec: EncoderSpec,
+        spec: EncoderSpec | tuple[EncoderSpec, ...],
         tokenizer: Tokenizer,
-        compute: Callable[[Mapping[str, Tensor]], Tensor],
+        compute: Callable[[Mapping[str, Tensor]], Any],
         device: str,
         similarity: Mapping[str, float] | None = None,
+        lock: Lock | None = None,
     ) -> None:
-        super().__init__(spec=spec, tokenize=tokenizer, compute=compute, device=device, similarity=similarity)
+        super().__init__(
+            spec=spec, tokenize=tokenizer, compute=compute, device=device, similarity=similarity, lock=lock
+        )
         self.chunked = 0
         self._split = tokenizer.chunks
 
@@ -94,22 +101,26 @@ class ChunkedTextEncoder(TextEncoder):
         inputs = {name: pinned(tensor, self._forward.device) for name, tensor in chunks.inputs.items()}
         return chunks._replace(inputs=inputs)
 
-    def encode(self, batch: Chunks) -> Tensor:  # type: ignore[override]
+    def encode(self, batch: Chunks) -> Embeddings:  # type: ignore[override]
         """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
+        return self.encode_levels(batch)[0]
+
+    def encode_levels(self, batch: Chunks) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Return the embeddings of a batch, level by level."""
         # As many pieces at once as there are texts: however long these are, the memory is that of one batch.
         parts = zip(*(torch.split(tensor, batch.texts) for tensor in batch.inputs.values()), strict=True)
-        vectors = [self._forward(self._on_device(dict(zip(batch.inputs, part, strict=True)))) for part in parts]
-        return average(torch.cat(vectors), batch)
+        rows = (self._on_device(dict(zip(batch.inputs, part, strict=True))) for part in parts)
+        return _averages([as_levels(self._forward(row)) for row in rows], batch)
 
-    def encode_reference(self, sources: Sequence[Source]) -> Tensor:
-        """Return the embeddings in fp32, one piece at a time."""
-        return torch.cat([self._reference(self.read(source)) for source in sources])
+    def encode_reference_levels(self, sources: Sequence[Source]) -> tuple[Embeddings, ...]:
+        """Return the embeddings in fp32, one piece at a time, level by level."""
+        return joined([self._reference(self.read(source)) for source in sources])
 
-    def _reference(self, text: str) -> Tensor:
+    def _reference(self, text: str) -> tuple[Tensor, ...]:
         with self._lock:
             chunks = self._split([text])
         rows = ({name: tensor[i : i + 1] for name, tensor in chunks.inputs.items()} for i in range(len(chunks.owners)))
-        return average(torch.cat([self._forward.reference(self._on_device(row)) for row in rows]), chunks)
+        return _averages([as_levels(self._forward.reference(self._on_device(row))) for row in rows], chunks)
 
 
 def average(vectors: Tensor, chunks: Chunks) -> Tensor:
@@ -120,28 +131,51 @@ def average(vectors: Tensor, chunks: Chunks) -> Tensor:
     return vectors.new_zeros(chunks.texts, vectors.shape[1]).index_add_(0, chunks.owners, vectors * shares[:, None])
 
 
-def chunk_settings(pooling: str) -> dict[str, Any]:
-    """Return what a specification's `preprocess` says of long texts; nothing where they are cut."""
-    return {"chunks": {"overlap": 0, "weights": "tokens"}} if pooling.endswith(CHUNKS) else {}
+def _averages(parts: Sequence[tuple[Embeddings, ...]], chunks: Chunks) -> tuple[Tensor, ...]:
+    """Return the mean of each text's pieces, level by level; the pieces come in several batches."""
+    return tuple(average(cast("Tensor", level), chunks) for level in joined(parts))
 
 
 def make_text_encoder(
     *,
-    spec: EncoderSpec,
+    levels: tuple[EncoderSpec, ...],
     tokenizer: Tokenizer,
-    compute: Callable[[Mapping[str, Tensor]], Tensor],
+    compute: Callable[[Mapping[str, Tensor], Sequence[str]], tuple[Embeddings, ...]],
     device: str,
     similarity: Mapping[str, float] | None = None,
-) -> TextEncoder:
-    """Return a text encoder that cuts long texts, or one that encodes them in pieces, as its pooling says.
+) -> TextEncoder | Together:
+    """Return a text encoder that cuts long texts, one that encodes them in pieces, or both, as its poolings say.
 
     Parameters
     ----------
+    levels
+        The identity of each pooling; those of both kinds take a pass per kind, since they see other tokens.
     tokenizer
         From texts to tokens, both ways.
-    spec, compute, device, similarity
+    compute
+        From the token tensors, on the device, and poolings without `CHUNKS` to the embeddings of each.
+    device, similarity
         As of `TextEncoder`.
     """
-    if spec.pooling.endswith(CHUNKS):
-        return ChunkedTextEncoder(spec=spec, tokenizer=tokenizer, compute=compute, device=device, similarity=similarity)
-    return TextEncoder(spec=spec, tokenize=tokenizer, compute=compute, device=device, similarity=similarity)
+    lock = Lock()
+
+    def make(spec: tuple[EncoderSpec, ...]) -> TextEncoder:
+        poolings = [each.pooling.removesuffix(CHUNKS) for each in spec]
+
+        def read(inputs: Mapping[str, Tensor]) -> tuple[Embeddings, ...]:
+            return compute(inputs, poolings)
+
+        if _in_pieces(spec[0]):
+            return ChunkedTextEncoder(
+                spec=spec, tokenizer=tokenizer, compute=read, device=device, similarity=similarity, lock=lock
+            )
+        return TextEncoder(spec=spec, tokenize=tokenizer, compute=read, device=device, similarity=similarity, lock=lock)
+
+    # What was asked for first stays first.
+    kinds = dict.fromkeys(map(_in_pieces, levels))
+    made = [make(tuple(each for each in levels if _in_pieces(each) == kind)) for kind in kinds]
+    return made[0] if len(made) == 1 else Together(made)
+
+
+def _in_pieces(spec: EncoderSpec) -> bool:
+    return spec.pooling.endswith(CHUNKS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ from data.errors import SampleError
 from data.manifest import Source
 from data.pixels import Image8
 from featurestore.catalog import load_encoder
-from featurestore.encoder import EncoderOptions
+from featurestore.encoder import Embeddings, EncoderOptions
 from featurestore.encoder_ids import WrappedId
 from featurestore.errors import EncoderError
 from featurestore.image_encoder import ImageEncoder
-from featurestore.spec import EncoderSpec
+from featurestore.levels import joined
+from featurestore.spec import TOKENS, EncoderSpec
 
 Pool = Literal["mean", "max"]
 _IMAGES_AT_ONCE = {"cpu": 8, "cuda": 256}
@@ -48,8 +49,8 @@ class ManyImages:
     ----------
     inner
         Encodes the images.
-    spec
-        The identity of the whole; see `load_many_images`.
+    levels
+        The identity of the whole at each level of `inner`; see `load_many_images`.
     images_of
         From a sample to its images, at least one: uint8, (h, w, 3) or (h, w).
     pool
@@ -66,13 +67,14 @@ class ManyImages:
         self,
         *,
         inner: ImageEncoder,
-        spec: EncoderSpec,
+        levels: tuple[EncoderSpec, ...],
         images_of: Callable[[Source], Sequence[Image8]],
         pool: Pool,
         entire: bool,
         device: str,
     ) -> None:
-        self.spec = spec
+        self.levels = levels
+        self.spec = levels[0]
         self.thread_safe = inner.thread_safe
         self.truncated = 0
         self._inner = inner
@@ -111,20 +113,33 @@ class ManyImages:
 
     def encode(self, batch: ImageBatch) -> Tensor:
         """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
-        vectors = torch.cat([self._inner.encode(images) for images in batch.batches])
-        return torch.stack([self._pooled(some) for some in torch.split(vectors, list(batch.counts))])
+        return self.encode_levels(batch)[0]
+
+    def encode_levels(self, batch: ImageBatch) -> tuple[Tensor, ...]:
+        """Return the embeddings of a batch, level by level."""
+        return self._pooled([self._inner.encode_levels(images) for images in batch.batches], batch.counts)
 
     def encode_reference(self, sources: Sequence[Source]) -> Tensor:
         """Return the embeddings by the image library's own transform in fp32, one image at a time."""
-        return torch.stack([self._pooled(self._inner.encode_reference(self._images(source))) for source in sources])
+        return self.encode_reference_levels(sources)[0]
+
+    def encode_reference_levels(self, sources: Sequence[Source]) -> tuple[Tensor, ...]:
+        """Return the embeddings by the image library's own transform in fp32, one by one, level by level."""
+        images = [self._images(source) for source in sources]
+        return self._pooled([self._inner.encode_reference_levels(each) for each in images], tuple(map(len, images)))
 
     def _images(self, source: Source) -> list[Image8]:
         images = self._images_of(source)
         return [self._inner.transform.entire(image) for image in images] if self._entire else list(images)
 
-    def _pooled(self, vectors: Tensor) -> Tensor:
-        """Return one vector, (dim,), of several, (k, dim)."""
-        return vectors.mean(0) if self._pool == "mean" else vectors.amax(0)
+    def _pooled(self, parts: Sequence[tuple[Embeddings, ...]], counts: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Return one vector per sample of its images' at each level; the images come in several batches."""
+
+        def pooled(vectors: Tensor) -> Tensor:
+            return vectors.mean(0) if self._pool == "mean" else vectors.amax(0)
+
+        levels = cast("tuple[Tensor, ...]", joined(parts))
+        return tuple(torch.stack(list(map(pooled, torch.split(level, list(counts))))) for level in levels)
 
 
 def load_many_images(
@@ -153,21 +168,27 @@ def load_many_images(
     Raises
     ------
     EncoderError
-        If the id inside names no encoder of images, or one of another make than `ImageEncoder`.
+        If the id inside names no encoder of images, or one of another make than `ImageEncoder`; or if tokens were
+        asked for.
     """
     wrapper, name = wrapped.wrapper, f"{wrapped.prefix}+{wrapped.inner}"
     if options.modality not in (None, wrapper.encodes):
         raise EncoderError(f"{name} encodes {wrapper.encodes}, not {options.modality}")
+    if TOKENS in options.poolings:
+        raise EncoderError(f"{name}: the images of a sample are pooled to one vector, so it has no tokens to store")
     inner = load_encoder(wrapped.inner, replace(options, modality=wrapper.takes))
     if not isinstance(inner, ImageEncoder):
         found = type(inner).__name__
         raise EncoderError(f"{name}: {wrapped.word} needs an encoder made as `ImageEncoder`, found {found}")
-    spec = replace(
-        inner.spec,
-        family=wrapped.word,
-        modality=wrapper.encodes,
-        architecture={"encoder": inner.spec.to_dict()},
-        preprocess=dict(preprocess),
-        version=1,
+    levels = tuple(
+        replace(
+            level,
+            family=wrapped.word,
+            modality=wrapper.encodes,
+            architecture={"encoder": level.to_dict()},
+            preprocess=dict(preprocess),
+            version=1,
+        )
+        for level in inner.levels
     )
-    return ManyImages(inner=inner, spec=spec, images_of=images_of, pool=pool, entire=entire, device=options.device)
+    return ManyImages(inner=inner, levels=levels, images_of=images_of, pool=pool, entire=entire, device=options.device)

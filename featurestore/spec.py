@@ -24,6 +24,9 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 StoredType = Literal["float16", "float32"]
 
+TOKENS = "tokens"
+"""The pooling that pools nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
@@ -44,8 +47,8 @@ class EncoderSpec:
     layer
         Where in the network the embedding is taken, e.g. ``projection`` or ``last_hidden_state``.
     pooling
-        How tokens become one vector: ``native``, ``cls``, ``mean`` or ``max``; ``+chunks`` behind it where long texts
-        are encoded in pieces.
+        How tokens become one vector: ``native``, ``cls``, ``mean`` or ``max``, and ``+chunks`` behind it where long
+        texts are encoded in pieces; or ``tokens``, all of them as they are.
     precision
         The arithmetic of the forward pass.
     dtype
@@ -76,6 +79,11 @@ class EncoderSpec:
     def from_dict(cls, state: Mapping[str, Any]) -> EncoderSpec:
         """Return the specification that `to_dict` wrote."""
         return cls(**{name: value for name, value in state.items() if name != "schema"})
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a sample has as many vectors as it has tokens, instead of one."""
+        return self.pooling == TOKENS
 
     @cached_property
     def fingerprint(self) -> str:

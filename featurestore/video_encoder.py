@@ -14,7 +14,9 @@ from data.errors import SampleError
 from data.manifest import Source
 from data.pixels import MAX_PIXELS
 from data.video import Frames8, read_frames
+from featurestore.encoder import Embeddings
 from featurestore.forward import Forward, pinned
+from featurestore.levels import as_levels, joined
 from featurestore.spec import EncoderSpec
 
 
@@ -93,11 +95,12 @@ class VideoEncoder:
     Parameters
     ----------
     spec
-        The encoder's identity.
+        The encoder's identity; or, of several levels of one pass, that of each.
     transform
         Frames, geometry and statistics of the checkpoint.
     compute
-        From normalised clips, float32 of shape (n, 3, t, h, w), to embeddings of shape (n, dim).
+        From normalised clips, float32 of shape (n, 3, t, h, w), to embeddings of shape (n, dim); of tokens to
+        (n, k, dim), of several levels to a tuple.
     reference_transform
         The library's own transform, from uint8 frames of shape (t, 3, height, width) to float32 (3, t, h, w).
     device
@@ -111,15 +114,16 @@ class VideoEncoder:
     def __init__(
         self,
         *,
-        spec: EncoderSpec,
+        spec: EncoderSpec | tuple[EncoderSpec, ...],
         transform: ClipTransform,
-        compute: Callable[[Tensor], Tensor],
+        compute: Callable[[Tensor], Any],
         reference_transform: Callable[[Tensor], Tensor],
         device: str,
     ) -> None:
-        self.spec = spec
+        self.levels = spec if isinstance(spec, tuple) else (spec,)
+        self.spec = self.levels[0]
         self.transform = transform
-        self._forward = Forward(compute, device=device, precision=spec.precision)
+        self._forward = Forward(compute, device=device, precision=self.spec.precision)
         self._reference_transform = reference_transform
 
     @property
@@ -145,13 +149,22 @@ class VideoEncoder:
         """Return a batch of clips: uint8, (n, t, 3, h, w)."""
         return pinned(torch.stack(list(items)), self._forward.device)
 
-    def encode(self, batch: Tensor) -> Tensor:
-        """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
-        return self._forward(self.transform.normalize(batch.to(self._forward.device, non_blocking=True)))
+    def encode(self, batch: Tensor) -> Embeddings:
+        """Return the embeddings of a batch: float32, shape (n, dim) or of tokens (n, k, dim), on the CPU."""
+        return self.encode_levels(batch)[0]
 
-    def encode_reference(self, sources: Sequence[Source]) -> Tensor:
+    def encode_levels(self, batch: Tensor) -> tuple[Embeddings, ...]:
+        """Return the embeddings of a batch, level by level."""
+        clips = self.transform.normalize(batch.to(self._forward.device, non_blocking=True))
+        return as_levels(self._forward(clips))
+
+    def encode_reference(self, sources: Sequence[Source]) -> Embeddings:
         """Return the embeddings by the library's own transform in fp32, one by one."""
-        return torch.cat([self._forward.reference(self._reference_input(source)) for source in sources])
+        return self.encode_reference_levels(sources)[0]
+
+    def encode_reference_levels(self, sources: Sequence[Source]) -> tuple[Embeddings, ...]:
+        """Return the embeddings by the library's own transform in fp32, one by one, level by level."""
+        return joined([as_levels(self._forward.reference(self._reference_input(source))) for source in sources])
 
     def _frames(self, source: Source) -> Frames8:
         return read_frames(source, self.transform.frames, pad=True)

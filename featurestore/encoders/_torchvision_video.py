@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.video import MViT, SwinTransformer3d
 
-from featurestore.encoder import EncoderOptions
+from featurestore.encoder import Embeddings, EncoderOptions
 from featurestore.errors import EncoderError
-from featurestore.pooling import choose_pooling, pool
+from featurestore.pooling import choose_poolings, level_specs, pool_or_keep
 from featurestore.spec import EncoderSpec
 from featurestore.video_encoder import ClipTransform, VideoEncoder
 from featurestore.weights import weights_digest
@@ -36,7 +36,7 @@ def video_encoder(
     weights
         The published weights whose transform and clip length hold.
     options
-        ``native``, of MViT also called ``cls``; ``mean`` or ``max`` over the tokens of a transformer. Precision, stored
+        ``native``, of MViT also called ``cls``; ``mean``, ``max`` or ``tokens`` of a transformer. Precision, stored
         type, device.
     encoder
         The encoder's id, for messages.
@@ -48,7 +48,7 @@ def video_encoder(
     """
     if options.modality not in (None, "video"):
         raise EncoderError(f"{encoder} encodes video, not {options.modality}")
-    pooling = choose_pooling(options.pooling, _poolings(model), encoder=encoder)
+    poolings = choose_poolings(options, _poolings(model), encoder=encoder)
     preset = weights.transforms()
     transform = ClipTransform(
         frames=clip_length(weights),
@@ -64,16 +64,25 @@ def video_encoder(
         architecture={"class": type(model).__name__, "name": name},
         weights=weights_digest(model),
         preprocess=transform.to_dict(),
-        layer="pre_logits" if pooling == "native" else "last_hidden_state",
-        pooling=pooling,
+        layer="pre_logits",
+        pooling="native",
         precision=options.precision,
         dtype=options.dtype,
         dim=dim,
     )
+    prefix = ["class"] if isinstance(model, MViT) else []
+    levels = level_specs(
+        spec,
+        poolings,
+        options,
+        layer="last_hidden_state",
+        dim=dim,
+        tokens={"order": "frames, each in raster order", "prefix": prefix},
+    )
     return VideoEncoder(
-        spec=spec,
+        spec=levels,
         transform=transform,
-        compute=_compute(model, pooling),
+        compute=_compute(model, poolings),
         reference_transform=preset,
         device=options.device,
     )
@@ -125,21 +134,35 @@ def swin_tokens(model: SwinTransformer3d, clips: Tensor) -> Tensor:
     Tensor
         (n, t' h' w', d); their mean is what the classifier is given.
     """
+    return _swin_maps(model, clips).flatten(1, 3)
+
+
+def _swin_maps(model: SwinTransformer3d, clips: Tensor) -> Tensor:
+    """Return the last feature maps: (n, t', h', w', d)."""
     normed: Tensor = model.norm(model.features(model.pos_drop(model.patch_embed(clips))))
-    return normed.flatten(1, 3)
+    return normed
 
 
 def _poolings(model: nn.Module) -> tuple[str, ...]:
     if isinstance(model, MViT):
-        return ("native", "cls", "mean", "max")
-    return ("native", "mean", "max") if isinstance(model, SwinTransformer3d) else ("native",)
+        return ("native", "cls", "mean", "max", "tokens")
+    return ("native", "mean", "max", "tokens") if isinstance(model, SwinTransformer3d) else ("native",)
 
 
-def _compute(model: nn.Module, pooling: str) -> Callable[[Tensor], Tensor]:
-    """Return the forward pass of a pooling."""
-    if pooling == "native":
+def _compute(model: nn.Module, poolings: Sequence[str]) -> Callable[[Tensor], Any]:
+    """Return the forward pass read at some poolings; ``native`` is the model's own output."""
+    if tuple(poolings) == ("native",):
         return model
-    if isinstance(model, MViT):
-        return lambda clips: pool(mvit_tokens(model, clips), pooling, prefix=1)
-    assert isinstance(model, SwinTransformer3d)
-    return lambda clips: pool(swin_tokens(model, clips), pooling)
+
+    def read(tokens: Tensor, native: Callable[[], Tensor], *, prefix: int) -> tuple[Embeddings, ...]:
+        return tuple(native() if each == "native" else pool_or_keep(tokens, each, prefix=prefix) for each in poolings)
+
+    def compute(clips: Tensor) -> tuple[Embeddings, ...]:
+        if isinstance(model, MViT):
+            tokens = mvit_tokens(model, clips)
+            return read(tokens, lambda: model.head(tokens[:, 0]), prefix=1)
+        assert isinstance(model, SwinTransformer3d)
+        maps = _swin_maps(model, clips)
+        return read(maps.flatten(1, 3), lambda: model.avgpool(maps.permute(0, 4, 1, 2, 3)).flatten(1), prefix=0)
+
+    return compute

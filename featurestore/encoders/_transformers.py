@@ -14,14 +14,14 @@ from torch import Tensor, device, float32, nn
 from transformers import AutoModel, AutoTokenizer
 
 from data.digest import digest_json
-from featurestore.chunks import Chunks, chunk_settings, make_text_encoder
-from featurestore.encoder import EncoderOptions
+from featurestore.chunks import Chunks, make_text_encoder
+from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.errors import EncoderError, WeightsUnavailable
 from featurestore.forward import freeze
 from featurestore.hub import from_cache_or_hub
-from featurestore.pooling import choose_text_pooling, pool
+from featurestore.pooling import choose_text_poolings, level_specs, pool_or_keep
 from featurestore.spec import EncoderSpec
-from featurestore.text_encoder import TextEncoder, Tokens
+from featurestore.text_encoder import Tokens
 from featurestore.weights import first_line, seeded, weights_digest
 
 T = TypeVar("T")
@@ -258,8 +258,8 @@ def bert_encoder(
     family: str,
     config: Any,
     max_length: int | None = None,
-) -> TextEncoder:
-    """Return a text encoder of the BERT family: pooled over the last hidden states.
+) -> Encoder:
+    """Return a text encoder of the BERT family: the last hidden states, pooled or as they are.
 
     BERT's own pooler is never used: it was trained to tell which sentence comes next, and many
     checkpoints lack it.
@@ -269,8 +269,8 @@ def bert_encoder(
     checkpoint
         Where it is.
     options
-        ``mean`` (default, padding left out), ``cls`` or ``max`` pooling, each also with ``+chunks``; precision, stored
-        type, device.
+        ``mean`` (default, padding left out), ``cls`` or ``max`` pooling, each also with ``+chunks``, or ``tokens``;
+        precision, stored type, device.
     family
         For the specification.
     config
@@ -285,7 +285,7 @@ def bert_encoder(
     EncoderError
         If the network is no encoder of text, or the pooling is unknown.
     """
-    pooling = choose_text_pooling(options.pooling, ("mean", "cls", "max"), encoder=checkpoint.encoder)
+    poolings = choose_text_poolings(options, ("mean", "cls", "max", "tokens"), encoder=checkpoint.encoder)
     if getattr(config, "is_encoder_decoder", False) or not getattr(config, "vocab_size", None):
         raise EncoderError(
             f"{checkpoint.encoder}: model_type {config.model_type!r} is no encoder of text such as BERT; wrap it as "
@@ -302,22 +302,25 @@ def bert_encoder(
         run_on=options.device,
     )
 
-    def compute(inputs: Mapping[str, Tensor]) -> Tensor:
-        return pool(model(**inputs).last_hidden_state, pooling, mask=inputs["attention_mask"])
+    def compute(inputs: Mapping[str, Tensor], poolings: Sequence[str]) -> tuple[Embeddings, ...]:
+        hidden = model(**inputs).last_hidden_state
+        return tuple(pool_or_keep(hidden, pooling, mask=inputs["attention_mask"]) for pooling in poolings)
 
     spec = EncoderSpec(
         family=family,
         modality="text",
         architecture=architecture(model, config),
         weights=weights_digest(model),
-        preprocess={**tokenize.to_dict(), **chunk_settings(pooling)},
+        preprocess=tokenize.to_dict(),
         layer="last_hidden_state",
-        pooling=pooling,
+        pooling=poolings[0],
         precision=options.precision,
         dtype=options.dtype,
         dim=config.hidden_size,
     )
-    return make_text_encoder(spec=spec, tokenizer=tokenize, compute=compute, device=options.device)
+    tokens = {"order": "text", "prefix": [], "special": "kept"}
+    levels = level_specs(spec, poolings, options, layer=spec.layer, dim=spec.dim, tokens=tokens)
+    return make_text_encoder(levels=levels, tokenizer=tokenize, compute=compute, device=options.device)
 
 
 def require_vocabulary(encoder: str, tokenizer: Any) -> None:

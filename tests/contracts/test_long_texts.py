@@ -220,3 +220,34 @@ def test_images_have_no_pieces(zoo: Any) -> None:
         load_encoder(f"hf:{zoo('clip')}", EncoderOptions(modality="image", pooling="auto+chunks"))
     with pytest.raises(EncoderError, match=r"no pooling 'middle\+chunks'; .*mean\+chunks"):
         load(zoo, "bert", "middle+chunks")
+
+
+def test_tokens_have_no_pieces(zoo: Any) -> None:
+    with pytest.raises(EncoderError, match=r"pieces of a text are averaged, which tokens cannot be"):
+        load(zoo, "bert", "tokens+chunks")
+
+
+@pytest.mark.parametrize("asked", [("mean", "mean+chunks", "tokens"), ("cls+chunks", "mean", "max+chunks")])
+def test_cut_and_whole_at_once_are_what_each_is_alone(asked: tuple[str, ...], zoo: Any) -> None:
+    encoder = load(zoo, "bert", asked[0], also=asked[1:])
+    made = {level.pooling: level for level in encoder.levels}
+    assert encoder.spec.pooling == asked[0]
+    assert set(made) == set(asked)
+    texts = (LONG, SHORT)
+    sources = [Source("text", text=text) for text in texts]
+    found = encoder.encode_levels(encoder.collate([encoder.read(source) for source in sources]))
+    references = encoder.encode_reference_levels(sources)
+    for level, vectors, reference in zip(encoder.levels, found, references, strict=True):
+        alone = load(zoo, "bert", level.pooling)
+        assert level.fingerprint == alone.spec.fingerprint
+        for ours, theirs, yardstick in zip(vectors, encode(alone, *texts), reference, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+            torch.testing.assert_close(ours, yardstick, rtol=0, atol=TOLERANCE)
+    assert (encoder.truncated, encoder.chunked) == (1, 1)
+
+
+@pytest.mark.parametrize("checkpoint", ["clip", "siglip", "open_clip"])
+def test_both_kinds_keep_how_logits_are_made(checkpoint: str, zoo: Any) -> None:
+    both = load(zoo, checkpoint, "native", also=("auto+chunks",))
+    assert [level.pooling for level in both.levels] == ["native", "native+chunks"]
+    assert both.similarity == load(zoo, checkpoint, "native").similarity is not None

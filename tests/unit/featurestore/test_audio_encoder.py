@@ -117,9 +117,9 @@ def test_resampling_adds_no_bands_to_a_narrow_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoder_id", ["audio:mfcc", "audio:logmel"])
 def test_the_canary_is_heard(encoder_id: str) -> None:
-    vectors = canary_vectors(load(encoder_id))
+    (vectors,) = canary_vectors(load(encoder_id))
     assert vectors.shape == (2, load(encoder_id).spec.dim)
-    np.testing.assert_array_equal(vectors, canary_vectors(load(encoder_id)))
+    np.testing.assert_array_equal(vectors, canary_vectors(load(encoder_id))[0])
     cosine = torch.cosine_similarity(torch.from_numpy(vectors[:1]), torch.from_numpy(vectors[1:]))
     assert float(cosine) < 0.99999
     assert vectors.std(axis=1).min() > 1

@@ -66,10 +66,11 @@ def test_the_fidelity_check_and_the_canary_know_videos(
     encoder = load(f"frames:4+{ID}", precision=precision)
     sources = [Source("video", path=make_film(tmp_path / f"{n}.mp4", make_scenes(n, seed=n))) for n in (3, 7)]
     x = encoder.encode(encoder.collate([encoder.read(source) for source in sources])).numpy()
-    assert fidelity.check_fidelity(encoder, sources, x, name="frames").samples == 2
-    canary = fidelity.canary_vectors(encoder)
+    (measured,) = fidelity.check_fidelity(encoder, sources, (x,), names=["frames"])
+    assert measured.samples == 2
+    (canary,) = fidelity.canary_vectors(encoder)
     assert canary.shape == (2, encoder.spec.dim)
-    assert np.array_equal(canary, fidelity.canary_vectors(encoder))
+    assert np.array_equal(canary, fidelity.canary_vectors(encoder)[0])
     assert not np.allclose(canary[0], canary[1], atol=1e-3)
 
 
@@ -104,3 +105,27 @@ def test_a_batch_of_videos_is_smaller_than_one_of_images() -> None:
     encoder = load(f"frames+{ID}")
     assert automatic_batch_size("video", "cpu", encoder.images_per_sample) == 1
     assert automatic_batch_size("image", "cpu") == 8
+
+
+def test_several_poolings_of_the_frames_are_those_of_a_pass_each(
+    make_film: Make, make_scenes: Make, tmp_path: Path
+) -> None:
+    sources = [Source("video", path=make_film(tmp_path / f"{n}.mp4", make_scenes(n, seed=n))) for n in (3, 7)]
+    both, native, mean = (
+        load(f"frames:4+{ID}", also=("mean",)),
+        load(f"frames:4+{ID}"),
+        load(f"frames:4+{ID}", pooling="mean"),
+    )
+    assert [level.fingerprint for level in both.levels] == [native.spec.fingerprint, mean.spec.fingerprint]
+    found = both.encode_levels(both.collate([both.read(source) for source in sources]))
+    for level, alone in zip(found, (native, mean), strict=True):
+        expected = alone.encode(alone.collate([alone.read(source) for source in sources]))
+        torch.testing.assert_close(level, expected, rtol=0, atol=1e-6)
+    for level, reference in zip(found, both.encode_reference_levels(sources), strict=True):
+        torch.testing.assert_close(level, reference, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrapper", ["frames:8", "spectrogram"])
+def test_tokens_of_pooled_images_are_refused(wrapper: str) -> None:
+    with pytest.raises(EncoderError, match=f"{wrapper}.*pooled to one vector, so it has no tokens"):
+        load_encoder(f"{wrapper}+{ID}", EncoderOptions(also=("tokens",)))

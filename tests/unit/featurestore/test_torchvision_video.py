@@ -33,6 +33,7 @@ from featurestore.encoders._torchvision_video import (
 from featurestore.encoders.torchvision import _build
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
 from featurestore.forward import freeze
+from featurestore.levels import as_levels
 from featurestore.video_encoder import VideoEncoder
 
 Make = Callable[..., Any]
@@ -118,9 +119,39 @@ def test_poolings_of_an_mvit(pooling: str, clips: Tensor) -> None:
     )
     _, tokens, _ = outputs_of(whole, whole.norm, clips)
     expected = {"mean": tokens[:, 1:].mean(1), "max": tokens[:, 1:].amax(1)}.get(pooling, tokens[:, 0])
-    torch.testing.assert_close(encoder._forward(clips), expected, rtol=0, atol=1e-5)
+    (found,) = as_levels(encoder._forward(clips))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert encoder.spec.pooling == pooling
     assert encoder.spec.layer == ("pre_logits" if pooling == "native" else "last_hidden_state")
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_mvit(v2=True), tiny_swin])
+def test_several_poolings_of_one_pass_are_those_of_a_pass_each(make: Callable[[], MViT], clips: Tensor) -> None:
+    cut = make()
+    last = "head.1" if isinstance(cut, MViT) else "head"
+    cut.set_submodule(last, nn.Identity())
+
+    def encoder(*poolings: str) -> VideoEncoder:
+        return video_encoder(
+            freeze(cut, "cpu"),
+            name="tiny",
+            dim=32,
+            weights=models.video.MViT_V2_S_Weights.DEFAULT,
+            options=EncoderOptions(pooling=poolings[0], also=poolings[1:]),
+            encoder="tiny",
+        )
+
+    poolings = ("native", "mean", "max", "tokens")
+    together, single = encoder(*poolings), [encoder(pooling) for pooling in poolings]
+    assert [level.fingerprint for level in together.levels] == [each.spec.fingerprint for each in single]
+    found = together._forward(clips)
+    for each, alone in zip(found, single, strict=True):
+        torch.testing.assert_close(each, as_levels(alone._forward(clips))[0], rtol=0, atol=1e-6)
+    tokens = (mvit_tokens if isinstance(cut, MViT) else swin_tokens)(cut, clips)
+    torch.testing.assert_close(found[3], tokens, rtol=0, atol=1e-6)
+    prefix = ["class"] if isinstance(cut, MViT) else []
+    assert together.levels[3].architecture["tokens"] == {"order": "frames, each in raster order", "prefix": prefix}
+    assert together.levels[3].ragged
 
 
 @pytest.mark.slow
@@ -179,10 +210,10 @@ def test_an_encoder_of_clips_does_what_encoders_do(
     assert not together.requires_grad
     alone = torch.cat([encoder.encode(encoder.collate([encoder.read(source)])) for source in sources])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
-    measured = fidelity.check_fidelity(encoder, sources, together.numpy(), name="tiny")
+    (measured,) = fidelity.check_fidelity(encoder, sources, (together.numpy(),), names=["tiny"])
     assert measured.samples == 2
     assert precision != "fp32" or measured.max_abs < 1e-5
-    assert fidelity.canary_vectors(encoder).shape == (2, 32)
+    assert [canary.shape for canary in fidelity.canary_vectors(encoder)] == [(2, 32)]
 
 
 def test_weights_of_a_file_are_those_of_the_seed_they_were_drawn_from(tmp_path: Path) -> None:
@@ -266,6 +297,7 @@ def test_the_modality_of_every_torchvision_model_is_known_without_loading_it() -
         ("mc3_18/random:0", {"modality": "image"}, EncoderError, "encodes video, not image"),
         ("resnet18/random:0", {"modality": "video"}, EncoderError, "encodes images, not video"),
         ("mc3_18/random:0", {"pooling": "cls"}, EncoderError, "no pooling 'cls'"),
+        ("mc3_18/random:0", {"pooling": "tokens"}, EncoderError, "torchvision:mc3_18/random:0: no pooling 'tokens'"),
     ],
 )
 def test_mistakes_are_one_clear_line(encoder_id: str, options: Any, error: type[EncoderError], message: str) -> None:
