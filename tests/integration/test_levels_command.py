@@ -260,6 +260,17 @@ def test_heads_see_tokens_as_bags_and_nothing_is_pooled_in_silence(
     assert "each sample is the mean of its 101 embeddings" in "".join(linear.json["warnings"])
 
 
+def test_tokens_that_no_memory_holds_are_refused(frostline, stored, tmp_path, monkeypatch) -> None:
+    from heads import inputs
+
+    manifest, store = stored
+    monkeypatch.setattr(inputs.os, "sysconf", lambda _: 1000)
+    arguments = ("--store", store, "--encoder", VIT, "--target", "label", "--pooling", "tokens")
+    result = frostline("fit-head", manifest, *arguments, "--out", tmp_path / "run")
+    assert result.code == 2
+    assert "the tokens of 48 samples take 1.2 MB in memory, and this machine has 1.0 MB" in result.error
+
+
 def test_tune_searches_tokens_only_where_it_is_told_to(stored: tuple[Path, Path]) -> None:
     from heads.tuning.views import stored_poolings
 
