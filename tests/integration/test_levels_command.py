@@ -13,6 +13,8 @@ import torch
 import data.images
 from data.digest import as_keys, content_key
 from featurestore import image_encoder
+from featurestore.config import ExtractConfig
+from featurestore.extract import extract
 from featurestore.features import Features
 from featurestore.store import FeatureStore
 
@@ -91,6 +93,27 @@ def test_what_all_levels_hold_is_not_encoded_again_and_what_one_lacks_is_added(
     again = frostline(*arguments, "--pooling", "cls", "--pooling", "tokens").json
     assert (again["cached"], again["encoded"], again["also"][0]["cached"]) == (12, 0, 12)
     assert not watched
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(pictures, tmp_path) -> None:
+    manifest = pictures(12)
+
+    def config(store: str) -> ExtractConfig:
+        return ExtractConfig(
+            manifest=manifest, store=tmp_path / store, encoder=(VIT,), pooling=("cls", "tokens"), batch_size=4
+        )
+
+    extract(config("whole"))
+    assert extract(config("broken"), stop=lambda: 15).interrupted == 15
+    assert len(found(tmp_path / "broken", VIT, "tokens")) == 4
+    extract(config("broken"))
+    keys = found(tmp_path / "whole", VIT, "cls").keys()
+    whole, broken = (
+        (found(tmp_path / store, VIT, "cls").take(keys), found(tmp_path / store, VIT, "tokens").take_bags(keys).values)
+        for store in ("whole", "broken")
+    )
+    np.testing.assert_array_equal(whole[0], broken[0])
+    np.testing.assert_array_equal(whole[1], broken[1])
 
 
 def test_tokens_are_float32_only_where_that_is_asked_for(frostline, pictures, tmp_path) -> None:
