@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,6 +16,7 @@ from data.filecache import FileCache
 from data.manifest import Manifest, Modality, Source
 from data.progress import Progress, Silent
 from data.sources import read_manifest
+from featurestore.describe import size
 from featurestore.errors import FeaturesMissing
 from featurestore.features import Features
 from featurestore.ledger import Failure
@@ -231,8 +233,20 @@ def _values(features: Features, keys: Keys, there: NDArray[np.bool_]) -> tuple[N
             f"--missing mask: {features.spec.modality} features come in several per sample, of which none can be "
             f"masked; use --missing drop"
         )
+    _require_memory(features, keys)
     ragged = features.take_bags(keys, checked=True)
     return ragged.values.astype(np.float32), ragged.offsets
+
+
+def _require_memory(features: Features, keys: Keys) -> None:
+    """Refuse to read what cannot be held: a file of tokens may be larger than the machine's memory."""
+    needed = int(features.bag_lengths(keys).sum()) * features.dim * np.dtype(np.float32).itemsize
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise HeadError(
+            f"{features.names[0]}: the {features.spec.pooling} of {len(keys):,} samples take {size(needed)} in memory, "
+            f"and this machine has {size(there)}; use fewer samples, or a pooling of one vector per sample"
+        )
 
 
 def _common_offsets(manifest: Manifest, found: Sequence[tuple[str, Offsets | None]]) -> Offsets | None:

@@ -13,6 +13,8 @@ import torch
 import data.images
 from data.digest import as_keys, content_key
 from featurestore import image_encoder
+from featurestore.config import ExtractConfig
+from featurestore.extract import extract
 from featurestore.features import Features
 from featurestore.store import FeatureStore
 
@@ -91,6 +93,27 @@ def test_what_all_levels_hold_is_not_encoded_again_and_what_one_lacks_is_added(
     again = frostline(*arguments, "--pooling", "cls", "--pooling", "tokens").json
     assert (again["cached"], again["encoded"], again["also"][0]["cached"]) == (12, 0, 12)
     assert not watched
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(pictures, tmp_path) -> None:
+    manifest = pictures(12)
+
+    def config(store: str) -> ExtractConfig:
+        return ExtractConfig(
+            manifest=manifest, store=tmp_path / store, encoder=(VIT,), pooling=("cls", "tokens"), batch_size=4
+        )
+
+    extract(config("whole"))
+    assert extract(config("broken"), stop=lambda: 15).interrupted == 15
+    assert len(found(tmp_path / "broken", VIT, "tokens")) == 4
+    extract(config("broken"))
+    keys = found(tmp_path / "whole", VIT, "cls").keys()
+    whole, broken = (
+        (found(tmp_path / store, VIT, "cls").take(keys), found(tmp_path / store, VIT, "tokens").take_bags(keys).values)
+        for store in ("whole", "broken")
+    )
+    np.testing.assert_array_equal(whole[0], broken[0])
+    np.testing.assert_array_equal(whole[1], broken[1])
 
 
 def test_tokens_are_float32_only_where_that_is_asked_for(frostline, pictures, tmp_path) -> None:
@@ -258,6 +281,17 @@ def test_heads_see_tokens_as_bags_and_nothing_is_pooled_in_silence(
     assert "choose with --pooling" in either.error
     linear = frostline("fit-head", manifest, *what, "--pooling", "tokens", "--out", tmp_path / "linear", "--json")
     assert "each sample is the mean of its 101 embeddings" in "".join(linear.json["warnings"])
+
+
+def test_tokens_that_no_memory_holds_are_refused(frostline, stored, tmp_path, monkeypatch) -> None:
+    from heads import inputs
+
+    manifest, store = stored
+    monkeypatch.setattr(inputs.os, "sysconf", lambda _: 1000)
+    arguments = ("--store", store, "--encoder", VIT, "--target", "label", "--pooling", "tokens")
+    result = frostline("fit-head", manifest, *arguments, "--out", tmp_path / "run")
+    assert result.code == 2
+    assert "the tokens of 48 samples take 1.2 MB in memory, and this machine has 1.0 MB" in result.error
 
 
 def test_tune_searches_tokens_only_where_it_is_told_to(stored: tuple[Path, Path]) -> None:
