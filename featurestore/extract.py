@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.digest import Keys, key_bytes
 from data.errors import ConfigError, SampleError
@@ -36,7 +35,7 @@ from featurestore.plan import Plan, Shard, make_plan
 from featurestore.spec import Precision
 from featurestore.store import FeatureStore
 from featurestore.summary import ExtractSummary
-from featurestore.together import Together
+from featurestore.together import Together, long_texts
 
 log = logging.getLogger(__name__)
 
@@ -176,13 +175,13 @@ def extract(
 
 def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda: None) -> ExtractSummary:
     """Do the work of a prepared job."""
-    fillings, tried = [_filling(job, column) for column in job.columns], _counted(job)
+    fillings, tried, read = [_filling(job, column) for column in job.columns], long_texts(job.encoder), 0
     failures = [fail_all(fillings, i, error) for i, error in sorted(job.unreadable.items())]
     pipeline = Pipeline(job.encoder, job.workers, job.streams)
     interrupted, guarded, started = None, False, time.perf_counter()
     if job.plan.batches:
         announce(job, progress)
-        tried = _counted(job)  # of the few texts whose tokens were counted
+        tried = long_texts(job.encoder)  # of the few texts whose tokens were counted
         progress.stage("encoding", job.plan.missing)
         started = time.perf_counter()
         with ExitStack() as stack:
@@ -202,28 +201,26 @@ def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda
                     for filling, writer, block in zip(fillings, writers, batch.blocks, strict=True):
                         failures += filling.store(writer, batch.positions, block)
                     pipeline.timings.writing += time.perf_counter() - storing
+                read += len(batch.positions)
                 progress.advance(len(batch.positions) + len(batch.failures))
                 interrupted = stop()
                 if interrupted is not None:
                     break
     seconds = time.perf_counter() - started
-    truncated, chunked = (_counted(job) - tried).tolist()
+    complete = [_filling(job, column) for column in job.complete]
+    counted = [*(long_texts(job.encoder) - tried).tolist(), *[(0, 0)] * len(complete)]
     first, *also = [
         replace(
             _summary(job, filling, pipeline, failures),
+            read=read,
             truncated=truncated,
             chunked=chunked,
             seconds=seconds,
             interrupted=interrupted,
         )
-        for filling in [*fillings, *(_filling(job, column) for column in job.complete)]
+        for filling, (truncated, chunked) in zip([*fillings, *complete], counted, strict=True)
     ]
     return replace(first, also=tuple(also))
-
-
-def _counted(job: Job) -> NDArray[np.int64]:
-    """Return how many texts were cut so far, and how many encoded in pieces, shape (2,)."""
-    return np.array([getattr(job.encoder, name, 0) for name in ("truncated", "chunked")])
 
 
 def _summary(job: Job, filling: Filling, pipeline: Pipeline, failures: Sequence[Mapping[str, str]]) -> ExtractSummary:
@@ -241,6 +238,7 @@ def _summary(job: Job, filling: Filling, pipeline: Pipeline, failures: Sequence[
         duplicates=job.plan.duplicates,
         absent=job.plan.absent,
         failures=tuple(failures),
+        read=0,
         truncated=0,
         chunked=0,
         fallbacks=getattr(job.encoder, "fallbacks", 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, cast
@@ -38,6 +39,13 @@ class ImageBatch(NamedTuple):
 
     batches: Sequence[Any]
     counts: tuple[int, ...]
+
+
+class Decoded(NamedTuple):
+    """A sample and its images."""
+
+    source: Source
+    images: Sequence[Image8]
 
 
 class ManyImages:
@@ -88,6 +96,11 @@ class ManyImages:
         """Number of batches of images that overflowed half precision and were computed again in fp32."""
         return self._inner.fallbacks
 
+    @property
+    def decoding(self) -> str:
+        """What `decode` depends on besides the sample: encoders that agree on it may share the images."""
+        return json.dumps([self.spec.family, self.spec.preprocess], sort_keys=True)
+
     def read(self, source: Source) -> list[Tensor]:
         """Return the images of one sample, each as the image encoder reads one.
 
@@ -96,8 +109,29 @@ class ManyImages:
         SampleError
             If the sample cannot be decoded, or its images are too elongated to be resized.
         """
+        return self.prepare(self.decode(source))
+
+    def decode(self, source: Source) -> Decoded:
+        """Return the images of one sample.
+
+        Raises
+        ------
+        SampleError
+            If the sample cannot be decoded.
+        """
+        return Decoded(source, self._images_of(source))
+
+    def prepare(self, decoded: Decoded) -> list[Tensor]:
+        """Return what `read` does, of a sample that was decoded.
+
+        Raises
+        ------
+        SampleError
+            If its images are too elongated to be resized.
+        """
+        source, images = decoded
         try:
-            return [self._inner.read(image) for image in self._images(source)]
+            return [self._inner.read(image) for image in self._ready(images)]
         except SampleError as error:
             # An image encoder knows the size of an image but not where it is from.
             raise error if str(source) in str(error) else SampleError(error.kind, f"{source}: {error}") from error
@@ -125,11 +159,10 @@ class ManyImages:
 
     def encode_reference_levels(self, sources: Sequence[Source]) -> tuple[Tensor, ...]:
         """Return the embeddings by the image library's own transform in fp32, one by one, level by level."""
-        images = [self._images(source) for source in sources]
+        images = [self._ready(self._images_of(source)) for source in sources]
         return self._pooled([self._inner.encode_reference_levels(each) for each in images], tuple(map(len, images)))
 
-    def _images(self, source: Source) -> list[Image8]:
-        images = self._images_of(source)
+    def _ready(self, images: Sequence[Image8]) -> list[Image8]:
         return [self._inner.transform.entire(image) for image in images] if self._entire else list(images)
 
     def _pooled(self, parts: Sequence[tuple[Embeddings, ...]], counts: tuple[int, ...]) -> tuple[Tensor, ...]:

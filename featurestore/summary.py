@@ -21,6 +21,8 @@ class ExtractSummary:
         Samples in the manifest; already stored; encoded now; same content as another sample; empty cell.
     failures
         One entry per sample that could not be decoded: id, source, kind, message.
+    read
+        Samples that were encoded for any of the levels of the run.
     truncated, chunked, fallbacks, splits
         Texts cut at the encoder's limit; texts encoded in pieces; batches repeated in fp32; batches split for want of
         memory.
@@ -48,6 +50,7 @@ class ExtractSummary:
     duplicates: int
     absent: int
     failures: tuple[Mapping[str, str], ...]
+    read: int
     truncated: int
     chunked: int
     fallbacks: int
@@ -72,13 +75,13 @@ class ExtractSummary:
 
     @property
     def truncation_rate(self) -> float:
-        """Share of the encoded texts that were cut at the encoder's limit, from 0 to 1."""
-        return self.truncated / self.encoded if self.encoded else 0.0
+        """Share of the texts read that were cut at the encoder's limit, from 0 to 1."""
+        return self.truncated / self.read if self.read else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON-ready values."""
         derived = {"samples_per_second": self.samples_per_second, "truncation_rate": self.truncation_rate}
-        return {**asdict(self), **derived}
+        return {**asdict(self), **derived, "also": [each.to_dict() for each in self.also]}
 
     def explain(self) -> str:
         """Return the summary in words."""
@@ -86,12 +89,10 @@ class ExtractSummary:
             self._heading(),
             f"  {self.samples} samples: {self.cached} cached, {self.encoded} encoded, {len(self.failures)} failed",
         ]
-        cut = f"texts ({self.truncation_rate:.1%} of those encoded) were cut at the encoder's limit"
         rest = {
             "have the content of another sample": self.duplicates,
             "have an empty cell": self.absent,
-            f"{cut}; --pooling auto+chunks encodes them whole": self.truncated,
-            "texts were encoded in pieces": self.chunked,
+            **self._long_texts(),
             "batches were repeated in fp32": self.fallbacks,
             "batches were split for want of memory": self.splits,
         }
@@ -104,8 +105,17 @@ class ExtractSummary:
             )
         lines += self._stored()
         for level in self.also:
-            lines += [level._heading(), f"  {level.cached} cached, {level.encoded} encoded", *level._stored()]
+            lines += [level._heading(), f"  {level.cached} cached, {level.encoded} encoded"]
+            lines += [f"  {count} {what}" for what, count in level._long_texts().items() if count]
+            lines += level._stored()
         return "\n".join(lines)
+
+    def _long_texts(self) -> dict[str, int]:
+        cut = f"texts ({self.truncation_rate:.1%} of those encoded) were cut at the encoder's limit"
+        return {
+            f"{cut}; --pooling auto+chunks encodes them whole": self.truncated,
+            "texts were encoded in pieces": self.chunked,
+        }
 
     def _heading(self) -> str:
         made = f"{self.precision} on {self.device} as {self.dtype}"

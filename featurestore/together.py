@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data.manifest import Source
 from featurestore.encoder import Embeddings, Encoder
 from featurestore.levels import embed, embed_reference, levels_of
@@ -34,21 +37,6 @@ class Together:
         """How the checkpoint makes logits of cosines, where that is the same for all encoders."""
         first, *others = [getattr(each, "similarity", None) for each in self.encoders]
         return first if all(each == first for each in others) else None
-
-    @property
-    def truncated(self) -> int:
-        """Number of texts that were cut, counted for each encoder that cut them."""
-        return sum(getattr(each, "truncated", 0) for each in self.encoders)
-
-    @property
-    def chunked(self) -> int:
-        """Number of texts that were encoded in pieces, counted for each encoder that did so."""
-        return sum(getattr(each, "chunked", 0) for each in self.encoders)
-
-    @property
-    def images_per_sample(self) -> int:
-        """How many images a sample is as much work as, for the encoder to which it is the most."""
-        return max(getattr(each, "images_per_sample", 1) for each in self.encoders)
 
     @property
     def fallbacks(self) -> int:
@@ -94,3 +82,11 @@ class Together:
     def encode_reference_levels(self, sources: Sequence[Source]) -> tuple[Embeddings, ...]:
         """Return the embeddings by the libraries' own transforms in fp32, encoder by encoder and level by level."""
         return tuple(chain.from_iterable(embed_reference(each, sources) for each in self.encoders))
+
+
+def long_texts(encoder: Encoder) -> NDArray[np.int64]:
+    """Return how many texts were cut so far, and how many encoded in pieces, at each level: shape (levels, 2)."""
+    if isinstance(encoder, Together):
+        return np.concatenate(list(map(long_texts, encoder.encoders)))
+    counts = [getattr(encoder, "truncated", 0), getattr(encoder, "chunked", 0)]
+    return np.array([counts] * len(levels_of(encoder)))

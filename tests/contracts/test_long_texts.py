@@ -15,6 +15,7 @@ from featurestore.catalog import load_encoder
 from featurestore.chunks import ChunkedTextEncoder
 from featurestore.encoder import EncoderOptions
 from featurestore.errors import EncoderError
+from featurestore.together import long_texts
 
 TOLERANCE = 1e-5
 SHORT = "no acute finding"
@@ -243,7 +244,8 @@ def test_cut_and_whole_at_once_are_what_each_is_alone(asked: tuple[str, ...], zo
         for ours, theirs, yardstick in zip(vectors, encode(alone, *texts), reference, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
             torch.testing.assert_close(ours, yardstick, rtol=0, atol=TOLERANCE)
-    assert (encoder.truncated, encoder.chunked) == (1, 1)
+    counted = dict(zip((level.pooling for level in encoder.levels), long_texts(encoder).tolist(), strict=True))
+    assert counted == {pooling: [0, 1] if pooling.endswith("+chunks") else [1, 0] for pooling in asked}
 
 
 @pytest.mark.parametrize("checkpoint", ["clip", "siglip", "open_clip"])
