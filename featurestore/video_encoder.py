@@ -131,6 +131,11 @@ class VideoEncoder:
         """Number of batches that overflowed half precision and were computed again in fp32."""
         return self._forward.fallbacks
 
+    @property
+    def decoding(self) -> int:
+        """What `decode` depends on besides the file: encoders that agree on it may share the frames."""
+        return self.transform.frames
+
     def read(self, source: Source) -> Tensor:
         """Return the clip of one video: uint8, (t, 3, h, w).
 
@@ -139,7 +144,27 @@ class VideoEncoder:
         SampleError
             If the video cannot be decoded, or is too elongated to be resized.
         """
-        frames = self._frames(source)
+        return self.prepare(self.decode(source))
+
+    def decode(self, source: Source) -> tuple[Source, Frames8]:
+        """Return the frames of one video, and which it is.
+
+        Raises
+        ------
+        SampleError
+            If the video cannot be decoded.
+        """
+        return source, self._frames(source)
+
+    def prepare(self, decoded: tuple[Source, Frames8]) -> Tensor:
+        """Return what `read` does, of a video that was decoded.
+
+        Raises
+        ------
+        SampleError
+            If it is too elongated to be resized.
+        """
+        source, frames = decoded
         try:
             return self.transform.apply(frames)
         except SampleError as error:

@@ -155,3 +155,27 @@ def test_the_share_of_cut_texts_is_told_and_pieces_cut_none(frostline, tmp_path:
     first, second = (store.find("offline:minilm", pooling=pooling).load() for pooling in ("mean", "mean+chunks"))
     same = [np.abs(a - second[1][(second[0] == key).all(1)]).max() < 1e-5 for key, a in zip(*first, strict=True)]
     assert sum(same) == 3, "only the long text has another vector"
+
+
+def test_cut_texts_whole_ones_and_tokens_are_stored_in_one_run(frostline, tmp_path: Path) -> None:
+    texts = ["the lungs are clear", "no acute finding", "the lungs are clear and wide " * 80]
+    rows = (json.dumps({"id": i, "text": text}) for i, text in enumerate(texts))
+    (tmp_path / "m.jsonl").write_text("\n".join(rows))
+    extract = ("extract", tmp_path / "m.jsonl", "--encoder", "minilm", "--json", "--store")
+    result = frostline(*extract, tmp_path / "s", "--pooling", "mean,auto+chunks,tokens")
+    assert result.code == 0, result.err
+    levels = {each["pooling"]: each for each in (result.json, *result.json["also"])}
+    assert [(name, levels[name]["truncated"], levels[name]["chunked"]) for name in sorted(levels)] == [
+        ("mean", 1, 0),
+        ("mean+chunks", 0, 1),
+        ("tokens", 1, 0),
+    ]
+    assert levels["tokens"]["truncation_rate"] == pytest.approx(1 / 3)
+    for pooling in ("mean", "mean+chunks"):
+        alone = frostline(*extract, tmp_path / "alone", "--pooling", pooling)
+        assert alone.json["fingerprint"] == levels[pooling]["fingerprint"]
+        stored, expected = (FeatureStore(tmp_path / s).find("offline:minilm", pooling=pooling) for s in ("s", "alone"))
+        np.testing.assert_allclose(stored.take(expected.keys()), expected.load()[1], atol=1e-5)
+    assert frostline(*extract, tmp_path / "s", "--pooling", "tokens,mean+chunks,mean").json["encoded"] == 0
+    refused = frostline(*extract, tmp_path / "s", "--pooling", "tokens+chunks")
+    assert "offline:minilm: pieces of a text are averaged, which tokens cannot be" in refused.err

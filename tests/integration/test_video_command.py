@@ -12,6 +12,7 @@ from PIL import Image
 
 from data.manifest import Source
 from data.video import read_frames
+from featurestore.encoders import frames
 from featurestore.store import FeatureStore
 
 ENCODER = "frames:4+timm:test_vit/random:0"
@@ -100,3 +101,37 @@ def test_an_encoder_of_images_is_refused(frostline, films, tmp_path) -> None:
     result = frostline("extract", films, "--store", tmp_path / "store", "--encoder", "efficientnet-lite0")
     assert result.code == 2
     assert "encodes image, not video" in result.error
+
+
+def test_encoders_and_poolings_of_the_same_frames_share_them(frostline, films, tmp_path, monkeypatch) -> None:
+    read: list[str] = []
+
+    def watched(source: Source, count: int, **options: bool) -> object:
+        if "canary" not in str(source):
+            read.append(str(source))
+        return read_frames(source, count, **options)
+
+    monkeypatch.setattr(frames, "read_frames", watched)
+    other = ENCODER.replace("random:0", "random:1")
+    extract = ("extract", films, "--precision", "fp32", "--json")
+    both = frostline(*extract, "--store", tmp_path / "both", "--encoder", ENCODER, "--encoder", other)
+    assert both.code == 0, both.err
+    # Once for both to encode; of the first batch once more each for the comparison with the library's own output.
+    once = len(read)
+    assert once < 2 * 12
+    levels = frostline(*extract, "--store", tmp_path / "both", "--encoder", ENCODER, "--pooling", "native,mean,max")
+    assert levels.code == 0, levels.err
+    assert [each["pooling"] for each in levels.json["also"]] == ["mean", "max"]
+    for name, pooling in ((ENCODER, "native"), (other, "native"), (ENCODER, "mean")):
+        alone = frostline(*extract, "--store", tmp_path / "alone", "--encoder", name, "--pooling", pooling)
+        assert alone.code == 0, alone.err
+        stored, expected = (FeatureStore(tmp_path / each).find(name, pooling=pooling) for each in ("both", "alone"))
+        assert stored.fingerprint == expected.fingerprint
+        np.testing.assert_allclose(stored.take(expected.keys()), expected.load()[1], atol=1e-5)
+
+
+def test_tokens_of_frames_are_refused_in_one_line(frostline, films, tmp_path) -> None:
+    refused = frostline("extract", films, "--store", tmp_path / "s", "--encoder", ENCODER, "--pooling", "tokens")
+    assert refused.code != 0
+    assert "the images of a sample are pooled to one vector, so it has no tokens to store" in refused.err
+    assert "Traceback" not in refused.err
