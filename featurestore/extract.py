@@ -36,6 +36,7 @@ from featurestore.spec import Precision
 from featurestore.store import FeatureStore
 from featurestore.summary import ExtractSummary
 from featurestore.together import Together, long_texts
+from featurestore.versions import library_versions
 
 log = logging.getLogger(__name__)
 
@@ -376,17 +377,6 @@ def _filling(job: Job, column: Column) -> Filling:
         unreadable=job.unreadable,
         written_by=made if column.similarity is None else {**made, "similarity": dict(column.similarity)},
     )
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that take part in the values."""
-    from importlib import metadata
-
-    names = (
-        *("torch", "torchvision", "transformers", "open_clip_torch", "timm", "numpy", "scipy"),
-        *("pillow", "simplejpeg", "av", "soundfile", "soxr"),
-    )
-    return {name: metadata.version(name) for name in names}
 
 
 def _guard(job: Job, fillings: Sequence[Filling], first: Encoded, pipeline: Pipeline) -> None:

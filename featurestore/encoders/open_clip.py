@@ -18,12 +18,12 @@ from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
-from data.digest import digest_json
-from featurestore.chunks import Chunks, make_text_encoder
+from featurestore.chunks import make_text_encoder
 from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.encoders._class_token import class_token_only
 from featurestore.encoders._names import ModelName, split_seed, unknown
-from featurestore.encoders._transformers import architecture, require_vocabulary, split_texts, tokenizer_digest
+from featurestore.encoders._open_clip_tokenizer import OpenClipTokenizer
+from featurestore.encoders._transformers import architecture
 from featurestore.encoders.timm import prefix_tokens
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
 from featurestore.forward import freeze, is_convolutional
@@ -32,7 +32,7 @@ from featurestore.image_encoder import ImageEncoder
 from featurestore.levels import as_levels
 from featurestore.pooling import choose_poolings, choose_text_poolings, level_specs, pool_or_keep, raster
 from featurestore.spec import EncoderSpec
-from featurestore.text_encoder import Tokens, similarity_of
+from featurestore.text_encoder import similarity_of
 from featurestore.transform_sources import from_open_clip
 from featurestore.weights import first_line, seeded, weights_digest
 
@@ -300,7 +300,7 @@ def _text_encoder(request: _Request, model: Any, tokenizer: Any, options: Encode
     poolings = choose_text_poolings(options, ("native",), encoder=request.encoder)
     model.register_module("visual", None)
     model = freeze(model, options.device)
-    tokenize = _Tokenizer(request.encoder, tokenizer)
+    tokenize = OpenClipTokenizer(request.encoder, tokenizer)
 
     def compute(inputs: Mapping[str, Tensor], poolings: Sequence[str]) -> tuple[Tensor, ...]:
         vectors: Tensor = model.encode_text(inputs["text"], normalize=False)
@@ -340,73 +340,6 @@ def _text_weights(model: Any) -> str:
     if isinstance(projection, nn.Module):
         return weights_digest(*modules, projection, positional_embedding=model.positional_embedding)
     return weights_digest(*modules, positional_embedding=model.positional_embedding, text_projection=projection)
-
-
-class _Tokenizer:
-    """A tokenizer of open_clip: texts in, `Tokens` out, always of the model's context length."""
-
-    def __init__(self, encoder: str, tokenizer: Any) -> None:
-        self._encoder = encoder
-        self._tokenizer = tokenizer
-        self._inner = getattr(tokenizer, "tokenizer", None)
-        if self._inner is not None:
-            require_vocabulary(encoder, self._inner)
-
-    def __call__(self, texts: Sequence[str]) -> Tokens:
-        ids = self._tokenizer(list(texts))
-        padding = 0 if self._inner is None else self._inner.pad_token_id
-        full = ids[:, -1] != padding
-        truncated = sum(self._is_longer(text) for text, cut in zip(texts, full.tolist(), strict=True) if cut)
-        return Tokens({"text": ids}, truncated)
-
-    def chunks(self, texts: Sequence[str]) -> Chunks:
-        """Return the tokens of some texts, those of long ones in pieces."""
-        outer = self._tokenizer
-        if getattr(outer, "tokenizer_mode", "") or getattr(outer, "reduction_fn", None):
-            raise EncoderError(f"{self._encoder}: its tokenizer cannot split texts; leave +chunks out of --pooling")
-        if self._inner is None:
-            return self._simple_chunks(texts)
-        cleaned = [outer.clean_fn(text) for text in texts]
-        limits = {"max_length": outer.context_length, "padding": "max_length"}
-        batch, owners, weights = split_texts(self._inner, cleaned, **limits)
-        ids = batch["input_ids"]
-        if outer.strip_sep_token:
-            ids = ids.masked_fill(ids == self._inner.sep_token_id, 0)
-        return Chunks({"text": ids}, owners, weights, len(texts))
-
-    def _simple_chunks(self, texts: Sequence[str]) -> Chunks:
-        """Return the pieces of CLIP's own tokenizer, each between the tokens of start and end."""
-        outer = self._tokenizer
-        room = outer.context_length - 2
-        found = [outer.encode(text) for text in texts]
-        pieces = [(i, ids[at : at + room]) for i, ids in enumerate(found) for at in range(0, max(len(ids), 1), room)]
-        rows = [torch.tensor([outer.sot_token_id, *ids, outer.eot_token_id]) for _, ids in pieces]
-        return Chunks(
-            {"text": torch.stack([nn.functional.pad(row, (0, outer.context_length - len(row))) for row in rows])},
-            torch.tensor([i for i, _ in pieces]),
-            torch.tensor([float(max(len(ids), 1)) for _, ids in pieces]),
-            len(texts),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything that decides the tokens of a text, as JSON-ready values."""
-        outer = self._tokenizer
-        content = digest_json(outer.encoder) if self._inner is None else tokenizer_digest(self._inner)
-        functions = {name: getattr(outer, name, None) for name in ("clean_fn", "reduction_fn")}
-        return {
-            "class": type(outer).__name__,
-            "tokenizer": content,
-            "context_length": outer.context_length,
-            **{name: getattr(function, "__name__", None) for name, function in functions.items()},
-            "strip_sep_token": getattr(outer, "strip_sep_token", False),
-            "mode": getattr(outer, "tokenizer_mode", ""),
-        }
-
-    def _is_longer(self, text: str) -> bool:
-        outer = self._tokenizer
-        if self._inner is None:
-            return bool(len(outer.encode(text)) + 2 > outer.context_length)
-        return bool(len(self._inner(outer.clean_fn(text), verbose=False)["input_ids"]) > outer.context_length)
 
 
 @contextmanager

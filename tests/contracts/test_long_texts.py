@@ -192,11 +192,11 @@ def test_real_weights(zoo: Any) -> None:
 def test_tokenizers_of_transformers_within_open_clip(strip_sep_token: bool, zoo: Any) -> None:
     from open_clip.tokenizer import HFTokenizer
 
-    from featurestore.encoders.open_clip import _Tokenizer
+    from featurestore.encoders._open_clip_tokenizer import OpenClipTokenizer
 
     outer = HFTokenizer(str(zoo("bert")), context_length=16, strip_sep_token=strip_sep_token)
     words = LONG.split()
-    chunks = _Tokenizer("tiny", outer).chunks([LONG, SHORT])
+    chunks = OpenClipTokenizer("tiny", outer).chunks([LONG, SHORT])
     pieces = [" ".join(words[at : at + 14]) for at in range(0, len(words), 14)]
     assert torch.equal(chunks.inputs["text"], outer([*pieces, SHORT]))
     assert chunks.owners.tolist() == [0] * len(pieces) + [1]
@@ -207,13 +207,13 @@ def test_tokenizers_of_transformers_within_open_clip(strip_sep_token: bool, zoo:
 def test_a_tokenizer_that_cannot_split_is_refused(unsplittable: dict[str, Any], zoo: Any) -> None:
     import open_clip as library
 
-    from featurestore.encoders.open_clip import _Tokenizer
+    from featurestore.encoders._open_clip_tokenizer import OpenClipTokenizer
 
     outer = library.get_tokenizer(f"local-dir:{zoo('open_clip')}")
     for name, value in unsplittable.items():
         setattr(outer, name, value)
     with pytest.raises(EncoderError, match="tiny: its tokenizer cannot split texts"):
-        _Tokenizer("tiny", outer).chunks([LONG])
+        OpenClipTokenizer("tiny", outer).chunks([LONG])
 
 
 def test_images_have_no_pieces(zoo: Any) -> None:
