@@ -36,7 +36,9 @@ from torch import Tensor
 
 MEMORY = 10
 LINE_STEPS = 12
-PATIENCE = 8
+PATIENCE = 30
+"""Iterations without a smaller bound after which a problem is left: it falls by fits and starts."""
+_RARE = 1e-6  # the least share of a class that a problem starts from
 BLOCK = 2**26
 """Logits (rows x problems x classes) held at once; the work takes about six such arrays."""
 
@@ -185,7 +187,9 @@ def fit_logistic(
     )
     outputs = classes if y.ndim == 1 else 1
     theta = torch.zeros(len(weight), outputs, design.rotated.shape[1], dtype=torch.float64)
-    if start is not None:
+    if start is None:
+        theta[..., -1] = problems.loss.constant(problems.share, outputs)
+    else:
         theta.copy_(start)
     gap, objective = torch.full_like(total, np.inf), torch.ones_like(total)
     for block in torch.arange(len(weight)).tensor_split(max(1, math.ceil(weight.size * outputs / BLOCK))):
@@ -211,6 +215,12 @@ class _Softmax:
     def to(self, dtype: torch.dtype) -> _Softmax:  # noqa: ARG002
         return self
 
+    def constant(self, share: Tensor, classes: int) -> Tensor:
+        """Return the best intercepts without any weights, shape (P, K): there the curvature is that of rare classes."""
+        found = torch.zeros(len(share), classes, dtype=torch.float64)
+        found.index_add_(1, self.codes, share.double())
+        return found.clamp_(min=_RARE).log_()
+
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses (P, n) and their derivatives (P, K, n) at logits (P, K, n)."""
         codes = self.codes.expand(len(logits), 1, -1)
@@ -234,6 +244,11 @@ class _Sigmoid:
 
     def to(self, dtype: torch.dtype) -> _Sigmoid:
         return _Sigmoid(self.sign.to(dtype))
+
+    def constant(self, share: Tensor, _classes: int) -> Tensor:
+        """Return the best intercepts without any weights, shape (P, 1)."""
+        positive = (share.double() * (self.sign[:, 0] < 0)).sum(1, keepdim=True)
+        return positive.clamp_(_RARE, 1 - _RARE).logit_()
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses (P, n) and their derivatives (P, 1, n) at logits (P, 1, n)."""

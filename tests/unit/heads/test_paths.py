@@ -54,6 +54,24 @@ def test_every_cell_is_at_its_optimum(classes: int, unit: bool) -> None:
             assert ours <= objective(best.coef_, best.intercept_, X[rows], y[rows], C) * (1 + 1e-3)
 
 
+@pytest.mark.parametrize("positives", [3, 8])
+def test_labels_that_are_rare_end_at_their_optimum_too(positives: int) -> None:
+    rng = np.random.default_rng(positives)
+    X = rng.normal(size=(400, 300)) * np.arange(1, 301) ** -0.7 * 4
+    y = np.zeros((400, 1))
+    y[rng.permutation(400)[:positives]] = 1
+    penalties, folds = np.logspace(-4, 4, 6), np.arange(400) % 2
+    path, exact = (logistic_path(X.astype(np.float32), y, folds, penalties, tol=tol) for tol in (3e-4, 1e-8))
+    for place, C in enumerate(penalties):
+        for k in range(2):
+            rows = folds != k
+            ours, best = (
+                objective(each.coef[place, k, :1], each.intercept[place, k, :1], X[rows], y[rows, 0], C)
+                for each in (path, exact)
+            )
+            assert ours <= best * (1 + 1e-3)
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 def test_scores_are_those_of_fits_that_did_not_see_the_row(classes: int) -> None:
     X, y = blobs(classes=classes)
