@@ -20,6 +20,7 @@ from data.manifest import Modality
 from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.encoder_ids import WRAPPERS, WrappedId
 from featurestore.errors import EncoderError, EncoderUnavailable, UnknownEncoder
+from featurestore.levels import levels_of
 
 _FOLDER = Path(__file__).parent / "encoders"
 _PREFIXES = {"huggingface": "hf", "python": "py"}
@@ -304,6 +305,10 @@ def load_encoder(encoder_id: str, options: EncoderOptions) -> Encoder:
         encoder = _import_family(module).load(name, options)
     if options.modality not in (None, encoder.spec.modality):
         raise EncoderError(f"{encoder_id} encodes {encoder.spec.modality}, not {options.modality}")
+    made = [spec.pooling for spec in levels_of(encoder)]
+    for asked in options.poolings:
+        if asked != "auto" and asked not in made:
+            raise EncoderError(f"{encoder_id}: no pooling {asked!r}; it gives {', '.join(made)}")
     return encoder
 
 

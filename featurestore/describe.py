@@ -33,13 +33,14 @@ def listing_text(rows: list[dict[str, Any]]) -> str:
     """Return the rows of `listing` as a table."""
     if not rows:
         return "the store is empty"
-    header = ("encoder", "fingerprint", "rows", "dim", "precision", "stored", "size", "parts", "failed")
+    header = ("encoder", "fingerprint", "rows", "dim", "pooling", "precision", "stored", "size", "parts", "failed")
     table = [header] + [
         (
             ", ".join(row["names"]),
             row["fingerprint"][:12],
             str(row["rows"]),
             str(row["dim"]),
+            row["pooling"],
             row["precision"],
             row["dtype"],
             size(row["bytes"]),

@@ -12,45 +12,48 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.digest import Keys, id_key, key_bytes
+from data.digest import Keys, key_bytes
 from data.errors import ConfigError, SampleError
 from data.filecache import FileCache
 from data.manifest import Manifest, Source
 from data.progress import Progress, Silent
 from data.sources import read_manifest
 from featurestore import catalog, fidelity
+from featurestore.columns import Column, Filling, InAll, fail_all, looked_up
 from featurestore.config import ExtractConfig
+from featurestore.cost import announce
 from featurestore.encoder import Encoder, EncoderOptions
-from featurestore.errors import FeaturesMissing
 from featurestore.features import Features
-from featurestore.ledger import Ledger
 from featurestore.pipeline import Encoded, Pipeline
 from featurestore.plan import Plan, Shard, make_plan
 from featurestore.spec import Precision
 from featurestore.store import FeatureStore
 from featurestore.summary import ExtractSummary
-from featurestore.writer import Writer
+from featurestore.together import Together
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """An extraction that is ready to start: everything is resolved, nothing is encoded."""
+    """An extraction that is ready to start: everything is resolved, nothing is encoded.
+
+    Where several encoders were asked for, `columns` are those of the encoders that have work to do, and `complete`
+    those of the others.
+    """
 
     config: ExtractConfig
     manifest: Manifest
-    name: str
     encoder: Encoder
     store: FeatureStore | None
-    features: Features | None
+    columns: tuple[Column, ...]
+    complete: tuple[Column, ...]
     keys: Keys
     plan: Plan
     unreadable: Mapping[int, SampleError]
@@ -58,6 +61,16 @@ class Job:
     workers: int
     streams: int
     device: str
+
+    @property
+    def name(self) -> str:
+        """The id of the encoder."""
+        return self.columns[0].name
+
+    @property
+    def features(self) -> Features | None:
+        """What is stored of the first column."""
+        return self.columns[0].features
 
 
 def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = None) -> Job:
@@ -84,30 +97,31 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
     manifest = _manifest(config)
     for remark in manifest.remarks:
         progress.note(remark)
-    name = catalog.canonical(config.encoder or catalog.default_encoder(manifest.modality))
-    progress.stage(f"loading {name}", 1)
-    encoder = catalog.load_encoder(name, _options(config, manifest, device))
-    progress.advance()
+    encoders = _loaded(config, _options(config, manifest, device), progress)
     store = FeatureStore(config.store, create=create) if create or config.store.exists() else None
-    features = None
-    with suppress(FeaturesMissing):  # a dry run makes no group
-        features = store.open(encoder.spec, name=name, create=create) if store is not None else None
     progress.stage("reading content keys", len(manifest))
     cache = FileCache(store.files_cache if store else None)
     keys, problems = cache.keys(manifest.sources, workers=workers, progress=progress.advance)
     # An empty cell is a sample without this modality, counted as absent: no failure that a retry could mend.
     unreadable = {i: problem for i, problem in problems.items() if manifest.sources[i] is not None}
     batch_size = (
-        automatic_batch_size(manifest.modality, device, getattr(encoder, "images_per_sample", 1))
+        automatic_batch_size(
+            manifest.modality, device, max(getattr(each, "images_per_sample", 1) for each in encoders.values())
+        )
         if config.batch_size == "auto"
         else _positive(config.batch_size, "--batch-size")
     )
-    failed = _failed_keys(store, features)
+    everything = {name: looked_up(name, encoder, store, create=create) for name, encoder in encoders.items()}
+    wanted = [i for i, source in enumerate(manifest.sources) if source is not None and i not in unreadable]
+    lacking = [name for name, its in everything.items() if not InAll(its).contains(keys[wanted]).all()]
+    active = {name: encoders[name] for name in lacking or everything}
+    columns = tuple(column for name in active for column in everything[name])
+    failed = _failed_keys(store, columns)
     plan = make_plan(
         manifest,
         keys,
         unreadable,
-        features,
+        InAll(columns),
         batch_size=batch_size,
         shard=shard,
         failed_before=sum(key_bytes(key) in failed for key in keys) if failed else 0,
@@ -115,16 +129,16 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
     return Job(
         config=config,
         manifest=manifest,
-        name=name,
-        encoder=encoder,
+        encoder=next(iter(active.values())) if len(active) == 1 else Together(tuple(active.values())),
         store=store,
-        features=features,
+        columns=columns,
+        complete=tuple(column for name, its in everything.items() if name not in active for column in its),
         keys=keys,
         plan=plan,
         unreadable=unreadable,
         batch_size=batch_size,
         workers=workers,
-        streams=encoding_streams(encoder, device),
+        streams=min(encoding_streams(each, device) for each in active.values()),
         device=device,
     )
 
@@ -162,55 +176,77 @@ def extract(
 
 def run(job: Job, *, progress: Progress, stop: Callable[[], int | None] = lambda: None) -> ExtractSummary:
     """Do the work of a prepared job."""
-    if job.store is None or job.features is None:
-        raise ConfigError(f"{job.config.store}: the store does not exist")
-    ledger = job.store.ledger(job.features.group)
-    failures = [_record(job, ledger, i, error) for i, error in sorted(job.unreadable.items())]
+    fillings, truncated = [_filling(job, column) for column in job.columns], 0
+    failures = [fail_all(fillings, i, error) for i, error in sorted(job.unreadable.items())]
     pipeline = Pipeline(job.encoder, job.workers, job.streams)
-    encoded, interrupted, measured, started = 0, None, None, time.perf_counter()
+    interrupted, guarded, started = None, False, time.perf_counter()
     if job.plan.batches:
+        announce(job, progress)
+        truncated = getattr(job.encoder, "truncated", 0)  # of the few texts that were tried
         progress.stage("encoding", job.plan.missing)
-        written_by = _written_by(job)
-        with job.features.writer(flush_seconds=job.config.flush_seconds, written_by=written_by) as writer:
+        started = time.perf_counter()
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(
+                    each.features.writer(flush_seconds=job.config.flush_seconds, written_by=each.written_by)
+                )
+                for each in fillings
+            ]
             for batch in pipeline.run(job.plan.batches, lambda i: source_at(job.manifest, i)):
-                failures += [_record(job, ledger, i, error) for i, error in batch.failures]
-                if measured is None and batch.positions:
-                    measured = _guard(job, batch, pipeline)  # while the next batches are being encoded
-                    written_by["fidelity"] = measured.to_dict()  # read when the part is committed
-                refused = _store_batch(job, writer, ledger, batch, pipeline)
-                failures += refused
-                encoded += len(batch.positions) - len(refused)
+                failures += [fail_all(fillings, i, error) for i, error in batch.failures]
+                if batch.positions:
+                    if not guarded:
+                        _guard(job, fillings, batch, pipeline)  # while the next batches are being encoded
+                        guarded = True
+                    storing = time.perf_counter()
+                    for filling, writer, block in zip(fillings, writers, batch.blocks, strict=True):
+                        failures += filling.store(writer, batch.positions, block)
+                    pipeline.timings.writing += time.perf_counter() - storing
                 progress.advance(len(batch.positions) + len(batch.failures))
                 interrupted = stop()
                 if interrupted is not None:
                     break
     seconds = time.perf_counter() - started
-    features = job.features.refresh()
-    times = pipeline.timings
+    first, *also = [
+        replace(
+            _summary(job, filling, pipeline, failures),
+            truncated=getattr(job.encoder, "truncated", 0) - truncated,
+            seconds=seconds,
+            interrupted=interrupted,
+        )
+        for filling in [*fillings, *(_filling(job, column) for column in job.complete)]
+    ]
+    return replace(first, also=tuple(also))
+
+
+def _summary(job: Job, filling: Filling, pipeline: Pipeline, failures: Sequence[Mapping[str, str]]) -> ExtractSummary:
+    """Say what was done in one column; how long it took, and what ended it, is said by the caller."""
+    features, spec, times = filling.features.refresh(), filling.column.spec, pipeline.timings
+    planned = [i for batch in job.plan.batches for i in batch]
     return ExtractSummary(
-        encoder=job.name,
+        encoder=filling.column.name,
         fingerprint=features.fingerprint,
         group=features.group,
+        pooling=spec.pooling,
         samples=len(job.manifest),
-        cached=job.plan.cached,
-        encoded=encoded,
+        cached=job.plan.cached + int((~filling.lacking[planned]).sum()),
+        encoded=filling.encoded,
         duplicates=job.plan.duplicates,
         absent=job.plan.absent,
         failures=tuple(failures),
-        truncated=getattr(job.encoder, "truncated", 0),
+        truncated=0,
         fallbacks=getattr(job.encoder, "fallbacks", 0),
         splits=pipeline.splits,
-        seconds=seconds,
+        seconds=0.0,
         seconds_by_stage={"waiting": times.waiting, "encoding": times.encoding, "writing": times.writing},
-        bottleneck=times.bottleneck if encoded else None,
+        bottleneck=times.bottleneck if filling.encoded else None,
         batch_size=job.batch_size,
-        precision=job.encoder.spec.precision,
-        dtype=job.encoder.spec.dtype,
+        precision=spec.precision,
+        dtype=spec.dtype,
         device=job.device,
-        fidelity=measured.to_dict() if measured else None,
+        fidelity=filling.fidelity.to_dict() if filling.fidelity and filling.encoded else None,
         stored=len(features),
         bytes=features.nbytes,
-        interrupted=interrupted,
     )
 
 
@@ -255,14 +291,15 @@ def automatic_batch_size(modality: str, device: str, images_per_sample: int = 1)
 
     On a CPU small batches keep activations in cache; a GPU takes the largest power of two that a
     tenth of its memory holds at a generous 40 MB per sample, and batches that do not fit are split.
-    Where a sample is as much work as several images, there are as many times fewer samples in a batch.
+    Where a sample is as much work as several images, there are as many times fewer samples in a batch, but two, which
+    is what the fidelity check of fp32 compares.
     """
     if not device.startswith("cuda"):
-        return max(1, (8 if modality == "image" else 16) // images_per_sample)
+        return max(2, (8 if modality == "image" else 16) // images_per_sample)
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
-    return max(1, int(2 ** np.clip(np.floor(np.log2(free / 10 / 40e6)), 3, 9)) // images_per_sample)
+    return max(2, int(2 ** np.clip(np.floor(np.log2(free / 10 / 40e6)), 3, 9)) // images_per_sample)
 
 
 def _manifest(config: ExtractConfig) -> Manifest:
@@ -275,11 +312,14 @@ def _manifest(config: ExtractConfig) -> Manifest:
 def _options(config: ExtractConfig, manifest: Manifest, device: str) -> EncoderOptions:
     precision = resolve_precision(config.precision, device)
     dtype = config.dtype if config.dtype != "auto" else ("float32" if precision == "fp32" else "float16")
+    first, *also = config.pooling or ("auto",)
     return EncoderOptions(
         modality=manifest.modality,
-        pooling=config.pooling,
+        pooling=first,
+        also=tuple(also),
         precision=precision,
         dtype=dtype,
+        ragged_dtype=config.dtype if config.dtype != "auto" else "float16",
         device=device,
         trust_remote_code=config.trust_remote_code,
     )
@@ -291,10 +331,22 @@ def _positive(value: int, option: str) -> int:
     return value
 
 
-def _failed_keys(store: FeatureStore | None, features: Features | None) -> frozenset[bytes]:
-    if store is None or features is None:
+def _loaded(config: ExtractConfig, options: EncoderOptions, progress: Progress) -> dict[str, Encoder]:
+    """Return the encoders that were asked for, by their ids."""
+    asked = config.encoder or (catalog.default_encoder(options.modality or "image"),)
+    encoders = {}
+    for name in dict.fromkeys(map(catalog.canonical, asked)):
+        progress.stage(f"loading {name}", 1)
+        encoders[name] = catalog.load_encoder(name, options)
+        progress.advance()
+    return encoders
+
+
+def _failed_keys(store: FeatureStore | None, columns: Sequence[Column]) -> frozenset[bytes]:
+    if store is None:
         return frozenset()
-    return frozenset(store.ledger(features.group).failed(features))
+    found = [each.features for each in columns if each.features is not None]
+    return frozenset(key for features in found for key in store.ledger(features.group).failed(features))
 
 
 def source_at(manifest: Manifest, position: int) -> Source:
@@ -304,11 +356,21 @@ def source_at(manifest: Manifest, position: int) -> Source:
     return source
 
 
-def _written_by(job: Job) -> dict[str, Any]:
-    """Return what is recorded with the rows without being part of their identity."""
-    made = {"encoder": job.name, "device": job.device, "batch_size": job.batch_size, "versions": library_versions()}
-    similarity = getattr(job.encoder, "similarity", None)
-    return made if similarity is None else {**made, "similarity": dict(similarity)}
+def _filling(job: Job, column: Column) -> Filling:
+    """Return a column that is ready to be filled."""
+    if job.store is None or column.features is None:
+        raise ConfigError(f"{job.config.store}: the store does not exist")
+    # What is recorded with the rows without being part of their identity.
+    made = {"encoder": column.name, "device": job.device, "batch_size": job.batch_size, "versions": library_versions()}
+    return Filling(
+        column=column,
+        features=column.features,
+        ledger=job.store.ledger(column.features.group),
+        manifest=job.manifest,
+        keys=job.keys,
+        unreadable=job.unreadable,
+        written_by=made if column.similarity is None else {**made, "similarity": dict(column.similarity)},
+    )
 
 
 def library_versions() -> dict[str, str]:
@@ -322,44 +384,17 @@ def library_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-def _guard(job: Job, first: Encoded, pipeline: Pipeline) -> fidelity.Fidelity:
+def _guard(job: Job, fillings: Sequence[Filling], first: Encoded, pipeline: Pipeline) -> None:
     """Compare the first batch with the library's own output, and the encoder with the one that wrote the stored rows.
 
     Nothing is stored before. The first writer leaves its canary vectors.
     """
-    assert job.features is not None
     with pipeline.device:
-        canary = fidelity.canary_vectors(job.encoder)
+        canaries = fidelity.canary_vectors(job.encoder)
         sources = [source_at(job.manifest, i) for i in first.positions]
-        measured = fidelity.check_fidelity(job.encoder, sources, first.vectors, name=job.name)
-    if not job.features.set_probe(canary):
-        fidelity.refuse_drift(job.features.check_probe(canary), name=job.name)
-    return measured
-
-
-def _store_batch(
-    job: Job, writer: Writer, ledger: Ledger, batch: Encoded, pipeline: Pipeline
-) -> list[Mapping[str, str]]:
-    """Store the finite vectors of a batch; return the failures of the others."""
-    started = time.perf_counter()
-    limit = np.finfo(job.encoder.spec.dtype).max
-    finite = np.all(np.abs(batch.vectors) <= limit, axis=1)
-    failures = []
-    for position in np.asarray(batch.positions, np.int64)[~finite]:
-        message = f"{job.manifest.sources[position]}: the embedding is not finite in {job.encoder.spec.dtype}"
-        failures.append(_record(job, ledger, int(position), SampleError("not_finite", message)))
-    kept = [position for position, ok in zip(batch.positions, finite, strict=True) if ok]
-    if kept:
-        writer.add(job.keys[kept], batch.vectors[finite], [job.manifest.ids[i] for i in kept])
-    pipeline.timings.writing += time.perf_counter() - started
-    return failures
-
-
-def _record(job: Job, ledger: Ledger, position: int, error: SampleError) -> Mapping[str, str]:
-    """Write one failure to the ledger and return it."""
-    source = job.manifest.sources[position]
-    entry = {"id": job.manifest.ids[position], "source": str(source), "kind": error.kind, "message": str(error)}
-    # What cannot be read has no content key; its place stands for it.
-    key = id_key(str(source)) if position in job.unreadable else key_bytes(job.keys[position])
-    ledger.add(key, id=entry["id"], source=entry["source"], kind=error.kind, message=entry["message"])
-    return entry
+        names = [column.name for column in job.columns]
+        measured = fidelity.check_fidelity(job.encoder, sources, first.blocks, names=names)
+    for filling, canary, found in zip(fillings, canaries, measured, strict=True):
+        filling.measured(found)
+        if not filling.features.set_probe(canary):
+            fidelity.refuse_drift(filling.features.check_probe(canary), name=filling.column.name)

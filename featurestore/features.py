@@ -171,8 +171,15 @@ class Features:
             raise ValueError(f"{self.group}: ragged features are read with `take_bags`")
         return self._values.take(rows)
 
-    def take_bags(self, keys: Keys) -> Ragged:
+    def take_bags(self, keys: Keys, *, checked: bool = False) -> Ragged:
         """Return the vectors of ragged samples, in the order of the keys.
+
+        Parameters
+        ----------
+        keys
+            Content keys of the samples, shape (n, 2).
+        checked
+            Whether to check the checksums of what is read first.
 
         Raises
         ------
@@ -186,6 +193,8 @@ class Features:
         samples = self._present(keys)
         starts, lengths = self._bags
         rows, offsets = bag_rows(starts[samples], lengths[samples])
+        if checked:
+            check_rows(self._values, rows)
         return Ragged(self._values.take(rows), offsets)
 
     def bag_lengths(self, keys: Keys) -> NDArray[np.int64]:

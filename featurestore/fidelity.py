@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from data.errors import SampleError
 from data.manifest import Modality, Source
+from featurestore import levels
 from featurestore.encoder import Encoder
 from featurestore.errors import EncoderError
-from featurestore.spec import Precision
+from featurestore.features import Ragged
+from featurestore.spec import EncoderSpec, Precision
 
 REFERENCE_SAMPLES: dict[Precision, int] = {"fp32": 2, "fp16": 8, "bf16": 8}
 """How many samples are compared: fp32 takes the library's own path, the others shortcuts that vary with the picture."""
@@ -74,41 +76,85 @@ def compare(x: NDArray[np.float32], reference: NDArray[np.float32]) -> Fidelity:
     )
 
 
-def check_fidelity(encoder: Encoder, sources: Sequence[Source], x: NDArray[np.float32], *, name: str) -> Fidelity:
-    """Compare the first vectors of a run with the reference path.
+def compare_samples(block: levels.Block, reference: levels.Block) -> Fidelity:
+    """Compare the first samples of a block with the reference of as many.
+
+    Of several vectors per sample, all are compared at once: a token of hardly any length has no direction to speak of.
+    """
+    figures = [
+        compare(mine.reshape(1, -1), theirs.reshape(1, -1))
+        for mine, theirs in zip(levels.samples(block), levels.samples(reference), strict=False)
+    ]
+    return Fidelity(
+        samples=len(figures),
+        min_cosine=min(each.min_cosine for each in figures),
+        max_abs=max(each.max_abs for each in figures),
+        max_relative=max(each.max_relative for each in figures),
+    )
+
+
+def check_fidelity(
+    encoder: Encoder, sources: Sequence[Source], blocks: Sequence[levels.Block], *, names: Sequence[str]
+) -> tuple[Fidelity, ...]:
+    """Compare the first embeddings of a run with the reference path, level by level.
 
     Parameters
     ----------
     encoder
         The encoder that made them.
-    sources, x
-        The samples and their vectors, float32, shape (n, d); the first `REFERENCE_SAMPLES` are compared.
-    name
-        The encoder's id, for the message.
+    sources, blocks
+        The samples and their embeddings, level by level; the first `REFERENCE_SAMPLES` are compared.
+    names
+        The encoder's id at each level, for the message.
 
     Raises
     ------
     EncoderError
-        If the vectors are further from the reference than their precision allows.
+        If the embeddings are further from the reference than their precision allows.
     """
     n = min(REFERENCE_SAMPLES[encoder.spec.precision], len(sources))
-    reference = encoder.encode_reference(sources[:n]).numpy()
-    fidelity = compare(x[:n], reference)
-    budget = MIN_COSINE[encoder.spec.precision]
+    references = levels.encode_reference(encoder, sources[:n])
+    return tuple(
+        _checked(spec, block, reference, name=name)
+        for spec, block, reference, name in zip(levels.levels_of(encoder), blocks, references, names, strict=True)
+    )
+
+
+def _checked(spec: EncoderSpec, block: levels.Block, reference: levels.Block, *, name: str) -> Fidelity:
+    counts = levels.lengths(block)[: len(levels.lengths(reference))], levels.lengths(reference)
+    if (counts[0] != counts[1]).any():
+        raise EncoderError(
+            f"{name}: {counts[0].tolist()} tokens of the first samples where the library's own output has "
+            f"{counts[1].tolist()}; nothing was stored"
+        )
+    fidelity = compare_samples(block, reference)
+    budget = MIN_COSINE[spec.precision]
     if fidelity.min_cosine < budget:
         raise EncoderError(
-            f"{name}: the {encoder.spec.precision} vectors reach a cosine of {fidelity.min_cosine:.6f} with the "
+            f"{name}: the {spec.precision} vectors reach a cosine of {fidelity.min_cosine:.6f} with the "
             f"library's own fp32 output where {budget} is required; nothing was stored. Use --precision fp32."
         )
     return fidelity
 
 
-def canary_vectors(encoder: Encoder) -> NDArray[np.float32]:
-    """Return the encoder's vectors of fixed synthetic samples, float32, shape (2, d)."""
+def canary_vectors(encoder: Encoder) -> tuple[NDArray[np.float32], ...]:
+    """Return what the encoder makes of two fixed synthetic samples, level by level, float32.
+
+    One vector per sample, shape (2, d). Of tokens, their mean and their mean weighted by place, which sees their
+    order: shape (4, d), however many there are.
+    """
     with tempfile.TemporaryDirectory(prefix="frostline-canary-") as folder:
         items = [encoder.read(source) for source in _canary_sources(encoder.spec.modality, Path(folder))]
-        vectors: NDArray[np.float32] = encoder.encode(encoder.collate(items)).numpy()
-    return vectors
+        blocks = levels.encode(encoder, encoder.collate(items))
+    return tuple(_summary(block) for block in blocks)
+
+
+def _summary(block: levels.Block) -> NDArray[np.float32]:
+    if not isinstance(block, Ragged):
+        return block
+    places = [np.arange(1, len(tokens) + 1)[:, None] / len(tokens) for tokens in levels.samples(block)]
+    means = [(tokens.mean(0), (tokens * at).mean(0)) for tokens, at in zip(levels.samples(block), places, strict=True)]
+    return np.concatenate(means).astype(np.float32)
 
 
 def refuse_drift(cosine: float, *, name: str) -> None:

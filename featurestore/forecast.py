@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from data.errors import SampleError
+from featurestore import levels
+from featurestore.columns import Column
+from featurestore.cost import growth
 from featurestore.describe import differences, size
 from featurestore.extract import Job, source_at
 from featurestore.pipeline import Pipeline
-from featurestore.spec import EncoderSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,10 @@ class Forecast:
         Predicted from a trial of a few batches; None if there is nothing to encode.
     bytes
         What would be added to the store.
+    also
+        The other feature sets that the same run would fill: encoder, pooling and fingerprint.
+    tokens
+        Of what is stored token by token, how much that is, one sentence each.
     """
 
     encoder: str
@@ -47,6 +51,8 @@ class Forecast:
     seconds: float | None
     samples_per_second: float | None
     bytes: int
+    also: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast as JSON-ready values."""
@@ -56,6 +62,7 @@ class Forecast:
         """Return the forecast in words."""
         lines = [
             f"{self.encoder}  fingerprint {self.fingerprint[:12]}",
+            *self.also,
             f"  samples     {self.samples}",
             f"  cached      {self.cached}",
             f"  missing     {self.missing}",
@@ -70,6 +77,7 @@ class Forecast:
         lines += [f"  why: {reason}" for reason in self.why]
         if self.seconds is not None:
             lines.append(f"  predicted   {self.seconds:.0f} s at {self.samples_per_second:.1f} samples/s")
+        lines += [f"  {what}" for what in self.tokens]
         lines.append(f"  would store {size(self.bytes)}")
         return "\n".join(lines)
 
@@ -77,7 +85,7 @@ class Forecast:
 def forecast(job: Job) -> Forecast:
     """Predict a prepared extraction; a few samples are decoded and encoded, nothing is stored."""
     rate = _trial(job) if job.plan.batches else None
-    spec = job.encoder.spec
+    spec, grown = job.encoder.spec, growth(job)
     return Forecast(
         encoder=job.name,
         fingerprint=spec.fingerprint,
@@ -88,10 +96,12 @@ def forecast(job: Job) -> Forecast:
         unreadable=job.plan.unreadable,
         absent=job.plan.absent,
         duplicates=job.plan.duplicates,
-        why=tuple(_reasons(job, spec)),
+        why=tuple(reason for column in job.columns for reason in _reasons(job, column)),
         seconds=None if rate is None else job.plan.missing / rate,
         samples_per_second=rate,
-        bytes=job.plan.missing * (spec.dim * np.dtype(spec.dtype).itemsize + 16),
+        bytes=sum(each.bytes for each in grown),
+        also=tuple(f"{e.name}  {e.spec.pooling}  fingerprint {e.spec.fingerprint[:12]}" for e in job.columns[1:]),
+        tokens=tuple(each.explain() for each in grown if each.column.spec.ragged),
     )
 
 
@@ -102,7 +112,7 @@ def _trial(job: Job) -> float | None:
     pipeline = Pipeline(job.encoder, job.workers, job.streams)
     try:
         first = job.encoder.read(source_at(job.manifest, batches[0][0]))
-        job.encoder.encode(job.encoder.collate([first]))
+        levels.encode(job.encoder, job.encoder.collate([first]))
     except SampleError:
         pass  # the trial itself counts what fails
     started = time.perf_counter()
@@ -110,14 +120,15 @@ def _trial(job: Job) -> float | None:
     return encoded / (time.perf_counter() - started) if encoded else None
 
 
-def _reasons(job: Job, spec: EncoderSpec) -> list[str]:
+def _reasons(job: Job, column: Column) -> list[str]:
     """Say why samples that this encoder's id has already seen would be encoded again."""
     if not job.plan.missing or job.store is None:
         return []
-    relatives = [each for each in job.store.features() if job.name in each.names]
+    spec = column.spec
+    relatives = [each for each in job.store.features() if column.name in each.names]
     others = [each for each in relatives if each.fingerprint != spec.fingerprint and len(each)]
     if not others:
-        return [] if job.features is not None and len(job.features) else ["nothing is stored of this encoder"]
+        return [] if column.features is not None and len(column.features) else ["nothing is stored of this encoder"]
     wanted: Mapping[str, Any] = spec.to_dict()
     return [
         f"{len(each)} rows are stored under fingerprint {each.fingerprint[:12]}, which differs in "

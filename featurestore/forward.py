@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from featurestore.spec import Precision
 
 Inputs = TypeVar("Inputs")
+Output = TypeVar("Output")
 _Model = TypeVar("_Model", bound=nn.Module)
 _MAX_PATCH_CONVOLUTIONS = 4
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -29,7 +30,7 @@ def is_convolutional(model: nn.Module) -> bool:
     return sum(isinstance(part, nn.Conv2d) for part in model.modules()) > _MAX_PATCH_CONVOLUTIONS
 
 
-class Forward(Generic[Inputs]):
+class Forward(Generic[Inputs, Output]):
     """A frozen forward pass.
 
     ``fp32`` is the reference: no autocast, no TF32. ``fp16`` and ``bf16`` autocast; a batch whose result
@@ -39,7 +40,8 @@ class Forward(Generic[Inputs]):
     Parameters
     ----------
     compute
-        From inputs on the device to embeddings, shape (n, dim).
+        From inputs on the device to embeddings: shape (n, dim); of tokens (n, t, dim) or a list of (t, dim); of
+        several levels a tuple of these.
     device, precision
         Where, and in which arithmetic.
 
@@ -49,29 +51,45 @@ class Forward(Generic[Inputs]):
         Number of batches that were computed again in fp32.
     """
 
-    def __init__(self, compute: Callable[[Inputs], Tensor], *, device: str, precision: Precision) -> None:
+    def __init__(self, compute: Callable[[Inputs], Output], *, device: str, precision: Precision) -> None:
         self.device = torch.device(device)
         self.precision = precision
         self.fallbacks = 0
         self._compute = compute
         self._lock = Lock()
 
-    def __call__(self, inputs: Inputs) -> Tensor:
-        """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
+    def __call__(self, inputs: Inputs) -> Output:
+        """Return the embeddings of a batch, float32, on the CPU."""
         if self.precision == "fp32":
             return self.reference(inputs)
         with torch.inference_mode(), torch.autocast(self.device.type, _AUTOCAST[self.precision]):
-            vectors = self._compute(inputs).float().cpu()
-        if bool(torch.isfinite(vectors).all()):
-            return vectors
+            made = _float32_on_cpu(self._compute(inputs))
+        if all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(made)):
+            return made
         with self._lock:
             self.fallbacks += 1
         return self.reference(inputs)
 
-    def reference(self, inputs: Inputs) -> Tensor:
+    def reference(self, inputs: Inputs) -> Output:
         """Return the embeddings of a batch in full float32, whatever the precision."""
         with torch.inference_mode(), _full_float32(self.device):
-            return self._compute(inputs).float().cpu()
+            return _float32_on_cpu(self._compute(inputs))
+
+
+def _float32_on_cpu(made: Output) -> Output:
+    """Return a tensor, or tensors in lists and tuples, in float32 on the CPU."""
+    if isinstance(made, Tensor):
+        return cast("Output", made.float().cpu())
+    kind: Any = type(made)
+    return cast("Output", kind(_float32_on_cpu(each) for each in cast("Any", made)))
+
+
+def _tensors(made: Any) -> Iterator[Tensor]:
+    if isinstance(made, Tensor):
+        yield made
+        return
+    for each in made:
+        yield from _tensors(each)
 
 
 @contextmanager

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from data.images import load_image
 from data.manifest import Source
 from data.pixels import Image8, as_rgb
+from featurestore.encoder import Embeddings
 from featurestore.forward import Forward, pinned
+from featurestore.levels import as_levels, joined
 from featurestore.spec import EncoderSpec
 from featurestore.transform import ImageTransform
 
@@ -27,11 +31,12 @@ class ImageEncoder:
     Parameters
     ----------
     spec
-        The encoder's identity.
+        The encoder's identity; or, of several levels of one pass, that of each.
     transform
         Geometry and statistics of the checkpoint.
     compute
-        From normalised images, float32 of shape (n, 3, h, w), to embeddings of shape (n, dim).
+        From normalised images, float32 of shape (n, 3, h, w), to embeddings of shape (n, dim); of tokens to
+        (n, t, dim), of several levels to a tuple.
     reference_transform
         The library's own transform, from an RGB PIL image to a float32 tensor of shape (3, h, w).
     reference_compute
@@ -48,21 +53,22 @@ class ImageEncoder:
     def __init__(
         self,
         *,
-        spec: EncoderSpec,
+        spec: EncoderSpec | tuple[EncoderSpec, ...],
         transform: ImageTransform,
-        compute: Callable[[Tensor], Tensor],
+        compute: Callable[[Tensor], Any],
         reference_transform: Callable[[Image.Image], Tensor],
-        reference_compute: Callable[[Tensor], Tensor] | None = None,
+        reference_compute: Callable[[Tensor], Any] | None = None,
         device: str,
         channels_last: bool = False,
     ) -> None:
-        self.spec = spec
+        self.levels = spec if isinstance(spec, tuple) else (spec,)
+        self.spec = self.levels[0]
         self.transform = transform
-        self._forward = Forward(compute, device=device, precision=spec.precision)
+        self._forward = Forward(compute, device=device, precision=self.spec.precision)
         self._reference = Forward(reference_compute or compute, device=device, precision="fp32")
         self._reference_transform = reference_transform
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._exact = spec.precision == "fp32"
+        self._exact = self.spec.precision == "fp32"
         self._resize_on_device = not self._exact and self._forward.device.type == "cuda"
 
     @property
@@ -70,16 +76,39 @@ class ImageEncoder:
         """Number of batches that overflowed half precision and were computed again in fp32."""
         return self._forward.fallbacks
 
-    def read(self, source: Source | Image8) -> Tensor:
-        """Return one image, of a file or decoded, as uint8: (3, h, w), or (h, w, 3) where the device will resize it.
+    @property
+    def decoding(self) -> int | None:
+        """What `decode` depends on besides the file: encoders that agree on it may share the image."""
+        return None if self._exact else self.transform.decode_side
+
+    def read(self, source: Source) -> Tensor:
+        """Return one image as uint8: (3, h, w), or as it was decoded where the device will resize it.
 
         Raises
         ------
         SampleError
             If the image cannot be decoded, or is too elongated to be resized.
         """
-        scaled_to = None if self._exact else self.transform.decode_side
-        image = load_image(source, scaled_to=scaled_to, keep_grey=True) if isinstance(source, Source) else source
+        return self.prepare(self.decode(source))
+
+    def decode(self, source: Source) -> NDArray[np.uint8]:
+        """Return one image as it comes from the file, in a fraction of its size where that is allowed.
+
+        Raises
+        ------
+        SampleError
+            If the image cannot be decoded.
+        """
+        return load_image(source, scaled_to=self.decoding, keep_grey=True)
+
+    def prepare(self, image: NDArray[np.uint8]) -> Tensor:
+        """Return what `read` does, of an image that was decoded.
+
+        Raises
+        ------
+        SampleError
+            If it is too elongated to be resized.
+        """
         return torch.from_numpy(image) if self._resize_on_device else self.transform.apply(image)
 
     def collate(self, items: Sequence[Tensor]) -> Tensor | list[Tensor]:
@@ -89,13 +118,21 @@ class ImageEncoder:
             return [pinned(item, device) for item in items]
         return pinned(torch.stack(list(items)), device)
 
-    def encode(self, batch: Tensor | list[Tensor]) -> Tensor:
-        """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
-        return self._forward(self._ready(self._on_device(batch)))
+    def encode(self, batch: Tensor | list[Tensor]) -> Embeddings:
+        """Return the embeddings of a batch: float32, shape (n, dim) or of tokens (n, t, dim), on the CPU."""
+        return self.encode_levels(batch)[0]
 
-    def encode_reference(self, sources: Sequence[Source | Image8]) -> Tensor:
-        """Return the embeddings by the library's own transform in fp32, one by one."""
-        return torch.cat([self._reference(self._reference_input(source)) for source in sources])
+    def encode_levels(self, batch: Tensor | list[Tensor]) -> tuple[Embeddings, ...]:
+        """Return the embeddings of a batch, level by level."""
+        return as_levels(self._forward(self._ready(self._on_device(batch))))
+
+    def encode_reference(self, sources: Sequence[Source | Image8]) -> Embeddings:
+        """Return the embeddings by the library's own transform in fp32, one by one; images may be decoded already."""
+        return self.encode_reference_levels(sources)[0]
+
+    def encode_reference_levels(self, sources: Sequence[Source | Image8]) -> tuple[Embeddings, ...]:
+        """Return the embeddings by the library's own transform in fp32, one by one, level by level."""
+        return joined([as_levels(self._reference(self._reference_input(source))) for source in sources])
 
     def _on_device(self, batch: Tensor | list[Tensor]) -> Tensor:
         device = self._forward.device

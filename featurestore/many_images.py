@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from data.digest import canonical_json
 from data.errors import SampleError
 from data.manifest import Source
 from data.pixels import Image8
@@ -17,7 +18,7 @@ from featurestore.encoder import EncoderOptions
 from featurestore.encoder_ids import WrappedId
 from featurestore.errors import EncoderError
 from featurestore.image_encoder import ImageEncoder
-from featurestore.spec import EncoderSpec
+from featurestore.spec import TOKENS, EncoderSpec
 
 Pool = Literal["mean", "max"]
 _IMAGES_AT_ONCE = {"cpu": 8, "cuda": 256}
@@ -42,16 +43,18 @@ class ImageBatch(NamedTuple):
 class ManyImages:
     """A frozen encoder of videos, sounds, ...: every image of a sample is encoded, then pooled to one vector.
 
-    Fulfils `featurestore.encoder.Encoder`. An image's vector does not depend on the images beside it.
+    Fulfils `featurestore.encoder.Leveled`. An image's vector does not depend on the images beside it.
 
     Parameters
     ----------
     inner
         Encodes the images.
-    spec
-        The identity of the whole; see `load_many_images`.
+    levels
+        The identity of the whole, for every level of `inner`; see `load_many_images`.
     images_of
         From a sample to its images, at least one: uint8, (h, w, 3) or (h, w).
+    decoding
+        What `images_of` depends on besides the sample: encoders that agree on it may share the images.
     pool
         ``mean`` of a sample's vectors, or their ``max``imum, value by value.
     entire
@@ -66,19 +69,22 @@ class ManyImages:
         self,
         *,
         inner: ImageEncoder,
-        spec: EncoderSpec,
+        levels: tuple[EncoderSpec, ...],
         images_of: Callable[[Source], Sequence[Image8]],
+        decoding: str,
         pool: Pool,
         entire: bool,
         device: str,
     ) -> None:
-        self.spec = spec
+        self.levels = levels
+        self.spec = levels[0]
         self.thread_safe = inner.thread_safe
         self.truncated = 0
+        self.decoding = decoding
         self._inner = inner
         self._images_of = images_of
-        self._entire = entire
         self._pool = pool
+        self._entire = entire
         self._at_once = _IMAGES_AT_ONCE[torch.device(device).type]
 
     @property
@@ -94,11 +100,26 @@ class ManyImages:
         SampleError
             If the sample cannot be decoded, or its images are too elongated to be resized.
         """
+        images = self.decode(source)
         try:
-            return [self._inner.read(image) for image in self._images(source)]
+            return self.prepare(images)
         except SampleError as error:
             # An image encoder knows the size of an image but not where it is from.
-            raise error if str(source) in str(error) else SampleError(error.kind, f"{source}: {error}") from error
+            raise SampleError(error.kind, f"{source}: {error}") from error
+
+    def decode(self, source: Source) -> list[Image8]:
+        """Return the images of one sample as they come from the file.
+
+        Raises
+        ------
+        SampleError
+            If the sample cannot be decoded.
+        """
+        return list(self._images_of(source))
+
+    def prepare(self, images: Sequence[Image8]) -> list[Tensor]:
+        """Return what `read` does, of a sample that was decoded."""
+        return [self._inner.prepare(image) for image in self._shown(images)]
 
     def collate(self, items: Sequence[Sequence[Tensor]]) -> ImageBatch:
         """Return the images of all samples, in batches for the image encoder."""
@@ -111,15 +132,27 @@ class ManyImages:
 
     def encode(self, batch: ImageBatch) -> Tensor:
         """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
-        vectors = torch.cat([self._inner.encode(images) for images in batch.batches])
-        return torch.stack([self._pooled(some) for some in torch.split(vectors, list(batch.counts))])
+        return self.encode_levels(batch)[0]
+
+    def encode_levels(self, batch: ImageBatch) -> tuple[Tensor, ...]:
+        """Return the embeddings of a batch, level by level."""
+        parts = [self._inner.encode_levels(images) for images in batch.batches]
+        vectors = (torch.cat(cast("tuple[Tensor, ...]", level)) for level in zip(*parts, strict=True))
+        return tuple(
+            torch.stack([self._pooled(some) for some in torch.split(level, list(batch.counts))]) for level in vectors
+        )
 
     def encode_reference(self, sources: Sequence[Source]) -> Tensor:
         """Return the embeddings by the image library's own transform in fp32, one image at a time."""
-        return torch.stack([self._pooled(self._inner.encode_reference(self._images(source))) for source in sources])
+        return self.encode_reference_levels(sources)[0]
 
-    def _images(self, source: Source) -> list[Image8]:
-        images = self._images_of(source)
+    def encode_reference_levels(self, sources: Sequence[Source]) -> tuple[Tensor, ...]:
+        """Return the embeddings by the image library's own transform, level by level."""
+        made = [self._inner.encode_reference_levels(self._shown(self.decode(source))) for source in sources]
+        levels = (cast("tuple[Tensor, ...]", level) for level in zip(*made, strict=True))
+        return tuple(torch.stack([self._pooled(vectors) for vectors in level]) for level in levels)
+
+    def _shown(self, images: Sequence[Image8]) -> list[Image8]:
         return [self._inner.transform.entire(image) for image in images] if self._entire else list(images)
 
     def _pooled(self, vectors: Tensor) -> Tensor:
@@ -143,17 +176,17 @@ def load_many_images(
     wrapped
         The id.
     options
-        Given to the image encoder: pooling of its tokens, precision, stored type, device.
+        Given to the image encoder: poolings of its tokens, precision, stored type, device.
     images_of, pool, entire
         See `ManyImages`.
     preprocess
-        What decides the images and how their vectors are pooled; with the specification of the image encoder it is
-        the identity of the whole.
+        What decides the images; with `pool` and the specification of the image encoder it is the identity of the whole.
 
     Raises
     ------
     EncoderError
-        If the id inside names no encoder of images, or one of another make than `ImageEncoder`.
+        If the id inside names no encoder of images, or one of another make than `ImageEncoder`; or if tokens were
+        asked for.
     """
     wrapper, name = wrapped.wrapper, f"{wrapped.prefix}+{wrapped.inner}"
     if options.modality not in (None, wrapper.encodes):
@@ -162,12 +195,25 @@ def load_many_images(
     if not isinstance(inner, ImageEncoder):
         found = type(inner).__name__
         raise EncoderError(f"{name}: {wrapped.word} needs an encoder made as `ImageEncoder`, found {found}")
-    spec = replace(
-        inner.spec,
-        family=wrapped.word,
-        modality=wrapper.encodes,
-        architecture={"encoder": inner.spec.to_dict()},
-        preprocess=dict(preprocess),
-        version=1,
+    if any(spec.ragged for spec in inner.levels):
+        raise EncoderError(f"{name}: makes one vector of all images of a sample, so it has no pooling {TOKENS!r}")
+
+    def whole(spec: EncoderSpec) -> EncoderSpec:
+        return replace(
+            spec,
+            family=wrapped.word,
+            modality=wrapper.encodes,
+            architecture={"encoder": spec.to_dict()},
+            preprocess={**preprocess, "pool": pool},
+            version=1,
+        )
+
+    return ManyImages(
+        inner=inner,
+        levels=tuple(map(whole, inner.levels)),
+        images_of=images_of,
+        decoding=canonical_json([wrapped.word, preprocess]),
+        pool=pool,
+        entire=entire,
+        device=options.device,
     )
-    return ManyImages(inner=inner, spec=spec, images_of=images_of, pool=pool, entire=entire, device=options.device)

@@ -18,11 +18,9 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from data.errors import SampleError
 from data.manifest import Source
+from featurestore import levels
 from featurestore.encoder import Encoder
 
 AHEAD = 3
@@ -53,10 +51,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One encoded batch: positions in the manifest, their vectors, and what could not be decoded."""
+    """One encoded batch: positions in the manifest, their embeddings by level, and what could not be decoded."""
 
     positions: tuple[int, ...]
-    vectors: NDArray[np.float32]
+    blocks: tuple[levels.Block, ...]
     failures: tuple[tuple[int, SampleError], ...]
 
 
@@ -144,33 +142,29 @@ class Pipeline:
         started = time.perf_counter()
         prepared = future.result()
         ready = time.perf_counter()
-        vectors = (
-            self._encode_or_split(prepared.batch, prepared.items)
-            if prepared.positions
-            else np.empty((0, self.encoder.spec.dim), np.float32)
-        )
+        blocks = self._encode_or_split(prepared.batch, prepared.items) if prepared.positions else ()
         with self._lock:
             self.timings.waiting += (ready - started) / self.streams
             self.timings.encoding += (time.perf_counter() - ready) / self.streams
-        return Encoded(prepared.positions, vectors, prepared.failures)
+        return Encoded(prepared.positions, blocks, prepared.failures)
 
-    def _encode_or_split(self, batch: Any, items: Sequence[Any]) -> NDArray[np.float32]:
+    def _encode_or_split(self, batch: Any, items: Sequence[Any]) -> tuple[levels.Block, ...]:
         """Encode a batch; if the device's memory is too small for it, encode its halves."""
         import torch
 
         try:
             with self.device:
-                vectors: NDArray[np.float32] = self.encoder.encode(batch).numpy()
+                blocks = levels.encode(self.encoder, batch)
         except torch.OutOfMemoryError:
             if len(items) == 1:
                 raise
         else:
-            return vectors
+            return blocks
         # Outside the handler, so that the exception no longer holds the failed attempt's tensors.
         torch.cuda.empty_cache()
         self.splits += 1
         half = len(items) // 2
-        return np.concatenate(
+        return levels.join_blocks(
             [self._encode_or_split(self.encoder.collate(part), part) for part in (items[:half], items[half:])]
         )
 

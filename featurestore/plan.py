@@ -9,13 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.digest import Keys
 from data.errors import ConfigError, SampleError
 from data.manifest import Manifest, Source
-from featurestore.features import Features
+
+
+class Stored(Protocol):
+    """What is stored already."""
+
+    def contains(self, keys: Keys) -> NDArray[np.bool_]:
+        """Return which samples are stored, shape (n,)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ def make_plan(
     manifest: Manifest,
     keys: Keys,
     unreadable: Mapping[int, SampleError],
-    features: Features | None,
+    features: Stored | None,
     *,
     batch_size: int,
     shard: Shard,

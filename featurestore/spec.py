@@ -24,6 +24,9 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 StoredType = Literal["float16", "float32"]
 
+TOKENS = "tokens"
+"""The pooling that pools nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
@@ -44,7 +47,7 @@ class EncoderSpec:
     layer
         Where in the network the embedding is taken, e.g. ``projection`` or ``last_hidden_state``.
     pooling
-        How tokens become one vector: ``native``, ``cls``, ``mean`` or ``max``.
+        How tokens become one vector: ``native``, ``cls``, ``mean`` or ``max``; or ``tokens``, all of them as they are.
     precision
         The arithmetic of the forward pass.
     dtype
@@ -75,6 +78,11 @@ class EncoderSpec:
     def from_dict(cls, state: Mapping[str, Any]) -> EncoderSpec:
         """Return the specification that `to_dict` wrote."""
         return cls(**{name: value for name, value in state.items() if name != "schema"})
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a sample has as many vectors as it has tokens, instead of one."""
+        return self.pooling == TOKENS
 
     @cached_property
     def fingerprint(self) -> str:

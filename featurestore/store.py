@@ -210,6 +210,7 @@ class FeatureStore:
         if len(fitting) > 1:
             raise ConfigError(
                 f"{self.path}: {len(fitting)} feature groups of {name!r}; they differ in {_differences(fitting)}; "
+                f"{'choose with --pooling, or ' if len({f.spec.pooling for f in fitting}) > 1 else ''}"
                 f"name one as {' or '.join(f'{name}@{f.fingerprint[:12]}' for f in fitting)}"
             )
         return fitting[0]

@@ -15,8 +15,8 @@ class ExtractSummary:
 
     Attributes
     ----------
-    encoder, fingerprint, group
-        The encoder's id, the identity of its values, and the group of the store they are in.
+    encoder, fingerprint, group, pooling
+        The encoder's id, the identity of its values, the group of the store they are in, and how tokens were pooled.
     samples, cached, encoded, duplicates, absent
         Samples in the manifest; already stored; encoded now; same content as another sample; empty cell.
     failures
@@ -33,11 +33,14 @@ class ExtractSummary:
         Rows of this encoder in the store, and their size on disk.
     interrupted
         The signal that ended the run early, or None.
+    also
+        The same of the other levels that were stored in the same run.
     """
 
     encoder: str
     fingerprint: str
     group: str
+    pooling: str
     samples: int
     cached: int
     encoded: int
@@ -58,6 +61,7 @@ class ExtractSummary:
     stored: int
     bytes: int
     interrupted: int | None = None
+    also: tuple[ExtractSummary, ...] = ()
 
     @property
     def samples_per_second(self) -> float:
@@ -71,7 +75,7 @@ class ExtractSummary:
     def explain(self) -> str:
         """Return the summary in words."""
         lines = [
-            f"{self.encoder}  fingerprint {self.fingerprint[:12]}  {self.precision} on {self.device} as {self.dtype}",
+            self._heading(),
             f"  {self.samples} samples: {self.cached} cached, {self.encoded} encoded, {len(self.failures)} failed",
         ]
         rest = {
@@ -88,10 +92,21 @@ class ExtractSummary:
                 f"  {self.samples_per_second:.1f} samples/s in batches of {self.batch_size}; "
                 f"bound by {self.bottleneck} ({stages})"
             )
-        if self.fidelity is not None:
-            lines.append(
-                f"  fidelity: cosine {self.fidelity['min_cosine']:.7f} and largest difference "
-                f"{self.fidelity['max_abs']:.1e} against the library's own fp32 output"
-            )
-        lines.append(f"  {self.stored} rows in the store, {size(self.bytes)}")
+        lines += self._stored()
+        for level in self.also:
+            lines += [level._heading(), f"  {level.cached} cached, {level.encoded} encoded", *level._stored()]
         return "\n".join(lines)
+
+    def _heading(self) -> str:
+        made = f"{self.precision} on {self.device} as {self.dtype}"
+        return f"{self.encoder}  {self.pooling}  fingerprint {self.fingerprint[:12]}  {made}"
+
+    def _stored(self) -> list[str]:
+        lines = [f"  {self.stored} samples in the store, {size(self.bytes)}"]
+        if self.fidelity is not None:
+            lines.insert(
+                0,
+                f"  fidelity: cosine {self.fidelity['min_cosine']:.7f} and largest difference "
+                f"{self.fidelity['max_abs']:.1e} against the library's own fp32 output",
+            )
+        return lines

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from data.errors import SampleError
 from data.manifest import Source
+from featurestore.encoder import Embeddings
 from featurestore.forward import Forward, pinned
+from featurestore.levels import as_levels, joined
 from featurestore.spec import EncoderSpec
 
 
@@ -43,11 +45,12 @@ class TextEncoder:
     Parameters
     ----------
     spec
-        The encoder's identity.
+        The encoder's identity; or, of several levels of one pass, that of each.
     tokenize
         From texts to `Tokens`; called by one thread at a time.
     compute
-        From the token tensors, on the device, to embeddings of shape (n, dim).
+        From the token tensors, on the device, to embeddings of shape (n, dim); of tokens to a list of (t, dim), of
+        several levels to a tuple.
     device
         A torch device.
     similarity
@@ -65,17 +68,18 @@ class TextEncoder:
     def __init__(
         self,
         *,
-        spec: EncoderSpec,
+        spec: EncoderSpec | tuple[EncoderSpec, ...],
         tokenize: Callable[[Sequence[str]], Tokens],
-        compute: Callable[[Mapping[str, Tensor]], Tensor],
+        compute: Callable[[Mapping[str, Tensor]], Any],
         device: str,
         similarity: Mapping[str, float] | None = None,
     ) -> None:
-        self.spec = spec
+        self.levels = spec if isinstance(spec, tuple) else (spec,)
+        self.spec = self.levels[0]
         self.similarity = similarity
         self.truncated = 0
         self._tokenize = tokenize
-        self._forward = Forward(compute, device=device, precision=spec.precision)
+        self._forward = Forward(compute, device=device, precision=self.spec.precision)
         # Tokenizers keep their truncation and padding as state, and count as they go.
         self._lock = threading.Lock()
 
@@ -103,13 +107,21 @@ class TextEncoder:
             self.truncated += tokens.truncated
         return {name: pinned(tensor, self._forward.device) for name, tensor in tokens.inputs.items()}
 
-    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
-        return self._forward(self._on_device(batch))
+    def encode(self, batch: Mapping[str, Tensor]) -> Embeddings:
+        """Return the embeddings of a batch: float32, shape (n, dim) or of tokens n times (t, dim), on the CPU."""
+        return self.encode_levels(batch)[0]
 
-    def encode_reference(self, sources: Sequence[Source]) -> Tensor:
+    def encode_levels(self, batch: Mapping[str, Tensor]) -> tuple[Embeddings, ...]:
+        """Return the embeddings of a batch, level by level."""
+        return as_levels(self._forward(self._on_device(batch)))
+
+    def encode_reference(self, sources: Sequence[Source]) -> Embeddings:
         """Return the embeddings in fp32, one text at a time."""
-        return torch.cat([self._forward.reference(self._reference_input(source)) for source in sources])
+        return self.encode_reference_levels(sources)[0]
+
+    def encode_reference_levels(self, sources: Sequence[Source]) -> tuple[Embeddings, ...]:
+        """Return the embeddings in fp32, one text at a time, level by level."""
+        return joined([as_levels(self._forward.reference(self._reference_input(source))) for source in sources])
 
     def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self._forward.device, non_blocking=True) for name, tensor in inputs.items()}

@@ -14,7 +14,9 @@ from data.errors import SampleError
 from data.manifest import Source
 from data.pixels import MAX_PIXELS
 from data.video import Frames8, read_frames
+from featurestore.encoder import Embeddings
 from featurestore.forward import Forward, pinned
+from featurestore.levels import joined
 from featurestore.spec import EncoderSpec
 
 
@@ -88,16 +90,17 @@ class ClipTransform:
 
 
 class VideoEncoder:
-    """A frozen encoder of clips; fulfils `featurestore.encoder.Encoder`.
+    """A frozen encoder of clips; fulfils `featurestore.encoder.Leveled`.
 
     Parameters
     ----------
-    spec
-        The encoder's identity.
+    levels
+        The encoder's identity, for every level of one pass.
     transform
         Frames, geometry and statistics of the checkpoint.
     compute
-        From normalised clips, float32 of shape (n, 3, t, h, w), to embeddings of shape (n, dim).
+        From normalised clips, float32 of shape (n, 3, t, h, w), to embeddings, level by level: (n, dim), or of tokens
+        (n, tokens, dim).
     reference_transform
         The library's own transform, from uint8 frames of shape (t, 3, height, width) to float32 (3, t, h, w).
     device
@@ -111,21 +114,27 @@ class VideoEncoder:
     def __init__(
         self,
         *,
-        spec: EncoderSpec,
+        levels: tuple[EncoderSpec, ...],
         transform: ClipTransform,
-        compute: Callable[[Tensor], Tensor],
+        compute: Callable[[Tensor], tuple[Embeddings, ...]],
         reference_transform: Callable[[Tensor], Tensor],
         device: str,
     ) -> None:
-        self.spec = spec
+        self.levels = levels
+        self.spec = levels[0]
         self.transform = transform
-        self._forward = Forward(compute, device=device, precision=spec.precision)
+        self._forward = Forward(compute, device=device, precision=self.spec.precision)
         self._reference_transform = reference_transform
 
     @property
     def fallbacks(self) -> int:
         """Number of batches that overflowed half precision and were computed again in fp32."""
         return self._forward.fallbacks
+
+    @property
+    def decoding(self) -> str:
+        """What `decode` depends on besides the file: encoders that agree on it may share the frames."""
+        return f"clip of {self.transform.frames}"
 
     def read(self, source: Source) -> Tensor:
         """Return the clip of one video: uint8, (t, 3, h, w).
@@ -135,29 +144,48 @@ class VideoEncoder:
         SampleError
             If the video cannot be decoded, or is too elongated to be resized.
         """
-        frames = self._frames(source)
+        frames = self.decode(source)
         try:
-            return self.transform.apply(frames)
+            return self.prepare(frames)
         except SampleError as error:
             raise SampleError(error.kind, f"{source}: {error}") from error
+
+    def decode(self, source: Source) -> Frames8:
+        """Return the frames of a clip as they come from the file.
+
+        Raises
+        ------
+        SampleError
+            If the video cannot be decoded.
+        """
+        return read_frames(source, self.transform.frames, pad=True)
+
+    def prepare(self, frames: Frames8) -> Tensor:
+        """Return what `read` does, of frames that were decoded."""
+        return self.transform.apply(frames)
 
     def collate(self, items: Sequence[Tensor]) -> Tensor:
         """Return a batch of clips: uint8, (n, t, 3, h, w)."""
         return pinned(torch.stack(list(items)), self._forward.device)
 
-    def encode(self, batch: Tensor) -> Tensor:
-        """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
+    def encode(self, batch: Tensor) -> Embeddings:
+        """Return the embeddings of a batch: float32, shape (n, dim) or of tokens (n, t, dim), on the CPU."""
+        return self.encode_levels(batch)[0]
+
+    def encode_levels(self, batch: Tensor) -> tuple[Embeddings, ...]:
+        """Return the embeddings of a batch, level by level."""
         return self._forward(self.transform.normalize(batch.to(self._forward.device, non_blocking=True)))
 
-    def encode_reference(self, sources: Sequence[Source]) -> Tensor:
+    def encode_reference(self, sources: Sequence[Source]) -> Embeddings:
         """Return the embeddings by the library's own transform in fp32, one by one."""
-        return torch.cat([self._forward.reference(self._reference_input(source)) for source in sources])
+        return self.encode_reference_levels(sources)[0]
 
-    def _frames(self, source: Source) -> Frames8:
-        return read_frames(source, self.transform.frames, pad=True)
+    def encode_reference_levels(self, sources: Sequence[Source]) -> tuple[Embeddings, ...]:
+        """Return the embeddings by the library's own transform in fp32, one by one, level by level."""
+        return joined([self._forward.reference(self._reference_input(source)) for source in sources])
 
     def _reference_input(self, source: Source) -> Tensor:
-        frames = _channels_first(self._frames(source)).contiguous()
+        frames = _channels_first(self.decode(source)).contiguous()
         return self._reference_transform(frames).unsqueeze(0).to(self._forward.device)
 
 

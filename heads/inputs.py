@@ -191,7 +191,8 @@ def load_inputs(
         blocks = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in blocks]
     ragged = [(name, offsets) for name, (_, offsets) in zip(encoders, taken, strict=True)]
     offsets = _common_offsets(manifest.select(kept.tolist()), ragged)
-    X = np.ascontiguousarray(np.concatenate(blocks, axis=1))
+    # Tokens of one encoder may be most of the memory: they are not copied.
+    X = np.ascontiguousarray(blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1))
     return Inputs(
         manifest=manifest.select([int(i) for i in kept]),
         X=X if offsets is None else Bags(X, offsets),
@@ -230,7 +231,7 @@ def _values(features: Features, keys: Keys, there: NDArray[np.bool_]) -> tuple[N
             f"--missing mask: {features.spec.modality} features come in several per sample, of which none can be "
             f"masked; use --missing drop"
         )
-    ragged = features.take_bags(keys)
+    ragged = features.take_bags(keys, checked=True)
     return ragged.values.astype(np.float32), ragged.offsets
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.video import MViT, SwinTransformer3d
 
-from featurestore.encoder import EncoderOptions
+from featurestore.encoder import Embeddings, EncoderOptions
 from featurestore.errors import EncoderError
-from featurestore.pooling import choose_pooling, pool
+from featurestore.pooling import choose_poolings, level_specs, pool_or_keep
 from featurestore.spec import EncoderSpec
 from featurestore.video_encoder import ClipTransform, VideoEncoder
 from featurestore.weights import weights_digest
@@ -25,7 +26,7 @@ _MAX_FRAMES = 1024
 def video_encoder(
     model: nn.Module, *, name: str, dim: int, weights: Any, options: EncoderOptions, encoder: str
 ) -> VideoEncoder:
-    """Return an encoder of clips: the input of a video model's last layer, or its pooled tokens.
+    """Return an encoder of clips: the input of a video model's last layer, its tokens, or what is pooled of them.
 
     Parameters
     ----------
@@ -36,8 +37,8 @@ def video_encoder(
     weights
         The published weights whose transform and clip length hold.
     options
-        ``native``, of MViT also called ``cls``; ``mean`` or ``max`` over the tokens of a transformer. Precision, stored
-        type, device.
+        ``native``; of a transformer also ``mean``, ``max`` and ``tokens``, of MViT ``cls``. Precision, stored types,
+        device.
     encoder
         The encoder's id, for messages.
 
@@ -48,7 +49,7 @@ def video_encoder(
     """
     if options.modality not in (None, "video"):
         raise EncoderError(f"{encoder} encodes video, not {options.modality}")
-    pooling = choose_pooling(options.pooling, _poolings(model), encoder=encoder)
+    poolings = choose_poolings(options, _poolings(model), encoder=encoder)
     preset = weights.transforms()
     transform = ClipTransform(
         frames=clip_length(weights),
@@ -58,22 +59,23 @@ def video_encoder(
         mean=tuple(preset.mean),
         std=tuple(preset.std),
     )
-    spec = EncoderSpec(
+    native = EncoderSpec(
         family="torchvision",
         modality="video",
         architecture={"class": type(model).__name__, "name": name},
         weights=weights_digest(model),
         preprocess=transform.to_dict(),
-        layer="pre_logits" if pooling == "native" else "last_hidden_state",
-        pooling=pooling,
+        layer="pre_logits",
+        pooling="native",
         precision=options.precision,
         dtype=options.dtype,
         dim=dim,
     )
+    tokens = {"order": "frames, each raster", "prefix": ["class"] if isinstance(model, MViT) else []}
     return VideoEncoder(
-        spec=spec,
+        levels=level_specs(native, poolings, options, layer="last_hidden_state", dim=dim, tokens=tokens),
         transform=transform,
-        compute=_compute(model, pooling),
+        compute=_compute(model, poolings),
         reference_transform=preset,
         device=options.device,
     )
@@ -131,15 +133,23 @@ def swin_tokens(model: SwinTransformer3d, clips: Tensor) -> Tensor:
 
 def _poolings(model: nn.Module) -> tuple[str, ...]:
     if isinstance(model, MViT):
-        return ("native", "cls", "mean", "max")
-    return ("native", "mean", "max") if isinstance(model, SwinTransformer3d) else ("native",)
+        return ("native", "cls", "mean", "max", "tokens")
+    return ("native", "mean", "max", "tokens") if isinstance(model, SwinTransformer3d) else ("native",)
 
 
-def _compute(model: nn.Module, pooling: str) -> Callable[[Tensor], Tensor]:
-    """Return the forward pass of a pooling."""
-    if pooling == "native":
-        return model
+def _compute(model: nn.Module, poolings: Sequence[str]) -> Callable[[Tensor], tuple[Embeddings, ...]]:
+    """Return the forward pass that is read at every pooling."""
+    if tuple(poolings) == ("native",):
+        return lambda clips: (model(clips),)
     if isinstance(model, MViT):
-        return lambda clips: pool(mvit_tokens(model, clips), pooling, prefix=1)
-    assert isinstance(model, SwinTransformer3d)
-    return lambda clips: pool(swin_tokens(model, clips), pooling)
+        read, prefix, native = partial(mvit_tokens, model), 1, "cls"
+    else:
+        assert isinstance(model, SwinTransformer3d)
+        read, prefix, native = partial(swin_tokens, model), 0, "mean"
+
+    def compute(clips: Tensor) -> tuple[Embeddings, ...]:
+        tokens = read(clips)
+        of_tokens = (native if pooling == "native" else pooling for pooling in poolings)
+        return tuple(pool_or_keep(tokens, pooling, prefix=prefix) for pooling in of_tokens)
+
+    return compute

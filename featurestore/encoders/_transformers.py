@@ -14,11 +14,11 @@ from torch import Tensor, device, float32, nn
 from transformers import AutoModel, AutoTokenizer
 
 from data.digest import digest_json
-from featurestore.encoder import EncoderOptions
+from featurestore.encoder import Embeddings, EncoderOptions
 from featurestore.errors import EncoderError, WeightsUnavailable
 from featurestore.forward import freeze
 from featurestore.hub import from_cache_or_hub
-from featurestore.pooling import choose_pooling, pool
+from featurestore.pooling import choose_poolings, level_specs, pool_or_keep
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import TextEncoder, Tokens
 from featurestore.weights import first_line, seeded, weights_digest
@@ -207,7 +207,7 @@ def bert_encoder(
     config: Any,
     max_length: int | None = None,
 ) -> TextEncoder:
-    """Return a text encoder of the BERT family: pooled over the last hidden states.
+    """Return a text encoder of the BERT family: the last hidden states, pooled or as they are.
 
     BERT's own pooler is never used: it was trained to tell which sentence comes next, and many
     checkpoints lack it.
@@ -217,7 +217,7 @@ def bert_encoder(
     checkpoint
         Where it is.
     options
-        ``mean`` (default, padding left out), ``cls`` or ``max`` pooling; precision, stored type, device.
+        ``mean`` (default, padding left out), ``cls`` or ``max`` pooling, or ``tokens``; precision, stored type, device.
     family
         For the specification.
     config
@@ -232,7 +232,7 @@ def bert_encoder(
     EncoderError
         If the network is no encoder of text, or the pooling is unknown.
     """
-    pooling = choose_pooling(options.pooling, ("mean", "cls", "max"), encoder=checkpoint.encoder)
+    poolings = choose_poolings(options, ("mean", "cls", "max", "tokens"), encoder=checkpoint.encoder)
     if getattr(config, "is_encoder_decoder", False) or not getattr(config, "vocab_size", None):
         raise EncoderError(
             f"{checkpoint.encoder}: model_type {config.model_type!r} is no encoder of text such as BERT; wrap it as "
@@ -249,8 +249,9 @@ def bert_encoder(
         run_on=options.device,
     )
 
-    def compute(inputs: Mapping[str, Tensor]) -> Tensor:
-        return pool(model(**inputs).last_hidden_state, pooling, mask=inputs["attention_mask"])
+    def compute(inputs: Mapping[str, Tensor]) -> tuple[Embeddings, ...]:
+        hidden = model(**inputs).last_hidden_state
+        return tuple(pool_or_keep(hidden, pooling, mask=inputs["attention_mask"]) for pooling in poolings)
 
     spec = EncoderSpec(
         family=family,
@@ -259,12 +260,14 @@ def bert_encoder(
         weights=weights_digest(model),
         preprocess=tokenize.to_dict(),
         layer="last_hidden_state",
-        pooling=pooling,
+        pooling=poolings[0],
         precision=options.precision,
         dtype=options.dtype,
         dim=config.hidden_size,
     )
-    return TextEncoder(spec=spec, tokenize=tokenize, compute=compute, device=options.device)
+    tokens = {"order": "text", "prefix": [], "special": "kept"}
+    levels = level_specs(spec, poolings, options, layer=spec.layer, dim=spec.dim, tokens=tokens)
+    return TextEncoder(spec=levels, tokenize=tokenize, compute=compute, device=options.device)
 
 
 def require_vocabulary(encoder: str, tokenizer: Any) -> None:

@@ -47,5 +47,5 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         options,
         images_of=images_of,
         pool=pool,
-        preprocess={"frames": count, "spacing": "uniform", "short": "kept", "pool": pool},
+        preprocess={"frames": count, "spacing": "uniform", "short": "kept"},
     )

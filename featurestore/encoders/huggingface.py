@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor, float32, nn, zeros
 from transformers import AutoConfig, AutoImageProcessor
 
-from featurestore.encoder import Encoder, EncoderOptions
+from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.encoders._names import split_seed
 from featurestore.encoders._transformers import Checkpoint, HubTokenizer, architecture, bert_encoder, text_limit
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
 from featurestore.forward import freeze, is_convolutional
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling import choose_pooling, pool
+from featurestore.pooling import choose_poolings, level_specs, pool_or_keep
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import TextEncoder, similarity_of
 from featurestore.transform import ImageTransform
@@ -43,7 +43,7 @@ class _ImageTower:
     tokens
         From the model and its output to tokens after the last normalisation.
     prefix
-        Leading tokens that are no patches, registers apart.
+        Names of the leading tokens that are no patches, registers apart.
     fixed_size
         Whether it takes images of its configured size only.
     """
@@ -53,7 +53,7 @@ class _ImageTower:
     layer: str = "last_hidden_state"
     native: Callable[[Any], Tensor] = lambda out: out.last_hidden_state[:, 0]
     tokens: Callable[[Any, Any], Tensor] = lambda _, out: out.last_hidden_state
-    prefix: int = 1
+    prefix: tuple[str, ...] = ("class",)
     fixed_size: bool = False
 
 
@@ -71,7 +71,7 @@ _SIGLIP = _ImageTower(
     tower="vision_config",
     layer="attention_pool",
     native=lambda out: out.pooler_output,
-    prefix=0,
+    prefix=(),
     fixed_size=True,
 )
 _IMAGE_TOWERS = {
@@ -83,7 +83,7 @@ _IMAGE_TOWERS = {
     "dinov2_with_registers": _ImageTower(),
     "dinov3_vit": _ImageTower(),
     "vit": _ImageTower(fixed_size=True),
-    "deit": _ImageTower(prefix=2, fixed_size=True),
+    "deit": _ImageTower(prefix=("class", "distillation"), fixed_size=True),
 }
 
 
@@ -146,9 +146,9 @@ def _checkpoint(name: str, options: EncoderOptions) -> Checkpoint:
 
 
 def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any, tower: _ImageTower) -> ImageEncoder:
-    prefix = tower.prefix + getattr(config, "num_register_tokens", 0)
-    pooling = choose_pooling(
-        options.pooling, ("native", *(["cls"] if prefix else []), "mean", "max"), encoder=checkpoint.encoder
+    prefix = [*tower.prefix, *["register"] * getattr(config, "num_register_tokens", 0)]
+    poolings = choose_poolings(
+        options, ("native", *(["cls"] if prefix else []), "mean", "max", "tokens"), encoder=checkpoint.encoder
     )
     tower_config = _tower_config(config, tower.tower)
     model_class = getattr(transformers, tower.model_class)
@@ -164,11 +164,16 @@ def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any,
     if hasattr(model, "pooler"):
         model.register_module("pooler", None)
     model = freeze(model, options.device)
-    is_projected = pooling == "native" and tower is _CLIP
 
-    def compute(images: Tensor) -> Tensor:
+    def compute(images: Tensor) -> tuple[Embeddings, ...]:
         out = model(pixel_values=images)
-        return tower.native(out) if pooling == "native" else pool(tower.tokens(model, out), pooling, prefix=prefix)
+
+        def read(pooling: str) -> Embeddings:
+            if pooling == "native":
+                return tower.native(out)
+            return pool_or_keep(tower.tokens(model, out), pooling, prefix=len(prefix))
+
+        return tuple(map(read, poolings))
 
     def reference_transform(image: Image.Image) -> Tensor:
         pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
@@ -180,14 +185,21 @@ def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any,
         architecture=architecture(model, tower_config),
         weights=weights_digest(model),
         preprocess=transform.to_dict(),
-        layer=tower.layer if pooling == "native" else "last_hidden_state",
-        pooling=pooling,
+        layer=tower.layer,
+        pooling="native",
         precision=options.precision,
         dtype=options.dtype,
-        dim=tower_config.projection_dim if is_projected else tower_config.hidden_size,
+        dim=tower_config.projection_dim if tower is _CLIP else tower_config.hidden_size,
     )
     return ImageEncoder(
-        spec=spec,
+        spec=level_specs(
+            spec,
+            poolings,
+            options,
+            layer="last_hidden_state",
+            dim=tower_config.hidden_size,
+            tokens={"order": "raster", "prefix": prefix},
+        ),
         transform=transform,
         compute=compute,
         reference_transform=reference_transform,
@@ -198,8 +210,9 @@ def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any,
 
 def _contrastive_text_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any) -> TextEncoder:
     """Return the text tower of CLIP or SigLIP, not normalised."""
-    pooling = choose_pooling(options.pooling, ("native",), encoder=checkpoint.encoder)
     is_clip = config.model_type == "clip"
+    # Which of SigLIP's tokens are padding it does not know itself, and its padding is never stored.
+    poolings = choose_poolings(options, ("native", "tokens") if is_clip else ("native",), encoder=checkpoint.encoder)
     tower_config = _tower_config(config, "text_config")
     model_class = transformers.CLIPTextModelWithProjection if is_clip else transformers.SiglipTextModel
     tokenizer, model = checkpoint.load(lambda: (checkpoint.tokenizer(), checkpoint.model(model_class, tower_config)))
@@ -213,10 +226,16 @@ def _contrastive_text_encoder(checkpoint: Checkpoint, options: EncoderOptions, c
         run_on=options.device,
     )
 
-    def compute(inputs: Mapping[str, Tensor]) -> Tensor:
+    def compute(inputs: Mapping[str, Tensor]) -> tuple[Embeddings, ...]:
         out = model(**inputs)
-        vectors: Tensor = out.text_embeds if is_clip else out.pooler_output
-        return vectors
+
+        def read(pooling: str) -> Embeddings:
+            if pooling == "native":
+                vectors: Tensor = out.text_embeds if is_clip else out.pooler_output
+                return vectors
+            return pool_or_keep(out.last_hidden_state, pooling, mask=inputs["attention_mask"])
+
+        return tuple(map(read, poolings))
 
     spec = EncoderSpec(
         family="huggingface",
@@ -225,13 +244,16 @@ def _contrastive_text_encoder(checkpoint: Checkpoint, options: EncoderOptions, c
         weights=weights_digest(model),
         preprocess=tokenize.to_dict(),
         layer="projection",
-        pooling=pooling,
+        pooling="native",
         precision=options.precision,
         dtype=options.dtype,
         dim=tower_config.projection_dim if is_clip else tower_config.projection_size,
     )
+    tokens = {"order": "text", "prefix": [], "special": "kept"}
+    dim = tower_config.hidden_size
+    levels = level_specs(spec, poolings, options, layer="last_hidden_state", dim=dim, tokens=tokens)
     similarity = _similarity(checkpoint, config)
-    return TextEncoder(spec=spec, tokenize=tokenize, compute=compute, device=options.device, similarity=similarity)
+    return TextEncoder(spec=levels, tokenize=tokenize, compute=compute, device=options.device, similarity=similarity)
 
 
 class _Logits(transformers.PreTrainedModel):  # type: ignore[misc]

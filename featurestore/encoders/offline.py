@@ -8,17 +8,16 @@ from pathlib import Path
 
 import timm
 from timm.data import create_transform, resolve_data_config
-from torch import Tensor
 from transformers import AutoConfig
 
 from data.errors import did_you_mean
 from data.manifest import Modality
 from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.encoders._transformers import Checkpoint, bert_encoder
+from featurestore.encoders.timm import readings
 from featurestore.errors import EncoderError, EncoderUnavailable, UnknownEncoder
 from featurestore.forward import freeze, is_convolutional
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling import choose_pooling
 from featurestore.spec import EncoderSpec
 from featurestore.transform_sources import from_timm
 from featurestore.weights import assign_weights, load_weights, weights_digest
@@ -80,6 +79,7 @@ def _efficientnet_lite0(options: EncoderOptions) -> ImageEncoder:
     model = freeze(model, options.device)
     config = resolve_data_config({}, model=model)
     transform = from_timm(config)
+    compute, levels = readings(model, options, encoder=encoder)
     spec = EncoderSpec(
         family="offline",
         modality="image",
@@ -87,18 +87,13 @@ def _efficientnet_lite0(options: EncoderOptions) -> ImageEncoder:
         weights=weights_digest(model),
         preprocess=transform.to_dict(),
         layer="pre_logits",
-        pooling=choose_pooling(options.pooling, ["native"], encoder=encoder),
+        pooling="native",
         precision=options.precision,
         dtype=options.dtype,
         dim=model.num_features,
     )
-
-    def compute(images: Tensor) -> Tensor:
-        vectors: Tensor = model(images)
-        return vectors
-
     return ImageEncoder(
-        spec=spec,
+        spec=levels(spec),
         transform=transform,
         compute=compute,
         reference_transform=create_transform(**config, is_training=False),

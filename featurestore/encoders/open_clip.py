@@ -19,15 +19,17 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from data.digest import digest_json
-from featurestore.encoder import Encoder, EncoderOptions
+from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.encoders._class_token import class_token_only
 from featurestore.encoders._names import ModelName, split_seed, unknown
 from featurestore.encoders._transformers import architecture, require_vocabulary, tokenizer_digest
+from featurestore.encoders.timm import prefix_tokens
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
 from featurestore.forward import freeze, is_convolutional
 from featurestore.hub import from_cache_or_hub
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling import choose_pooling, pool
+from featurestore.levels import as_levels
+from featurestore.pooling import choose_pooling, choose_poolings, level_specs, pool_or_keep, raster
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import TextEncoder, Tokens, similarity_of
 from featurestore.transform_sources import from_open_clip
@@ -108,7 +110,8 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         ``local-dir:/path/random:0``. Weights that were trained with QuickGELU are computed with it, whether the
         architecture's name ends in ``-quickgelu`` or not.
     options
-        Modality, pooling (images: ``native``; ``cls``, ``mean``, ``max`` over tokens), precision, stored type, device.
+        Modality, pooling (images: ``native``; ``cls``, ``mean``, ``max`` and ``tokens`` of the tokens, or of a
+        convolutional tower's last feature map), precision, stored type, device.
 
     Raises
     ------
@@ -211,24 +214,36 @@ def _image_encoder(request: _Request, model: Any, options: EncoderOptions) -> Im
     model = freeze(model, options.device)
     preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
     transform = from_open_clip(preprocess)
-    pooling = choose_pooling(options.pooling, _poolings(model.visual), encoder=request.encoder)
-    whole = _native(model) if pooling == "native" else _pooled(model, pooling)
-    spec = EncoderSpec(
+    prefix = _prefix(model.visual)
+    offered = ("native", *(["cls"] if prefix else []), "mean", "max", "tokens")
+    poolings = choose_poolings(options, offered, encoder=request.encoder)
+    is_native = poolings == ("native",)
+    whole = _native(model) if is_native else _readings(model, poolings)
+    dims = _output_dims(whole, transform.crop or transform.size, options.device)
+    native = EncoderSpec(
         family="open_clip",
         modality="image",
         architecture={"class": type(model.visual).__name__, **request.tower("vision_cfg")},
         weights=weights_digest(model.visual),
         preprocess=transform.to_dict(),
-        layer="projection" if pooling == "native" else "last_hidden_state",
-        pooling=pooling,
+        layer="projection",
+        pooling="native",
         precision=options.precision,
         dtype=options.dtype,
-        dim=_output_dim(whole, transform.crop or transform.size, options.device),
+        dim=dims[poolings.index("native")] if "native" in poolings else 0,
+    )
+    levels = level_specs(
+        native,
+        poolings,
+        options,
+        layer="last_hidden_state",
+        dim=next((dim for dim, pooling in zip(dims, poolings, strict=True) if pooling != "native"), 0),
+        tokens={"order": "raster", "prefix": prefix},
     )
     return ImageEncoder(
-        spec=spec,
+        spec=levels,
         transform=transform,
-        compute=(class_token_only(model.visual) if pooling == "native" else None) or whole,
+        compute=(class_token_only(model.visual) if is_native else None) or whole,
         reference_compute=whole,
         reference_transform=image_transform_v2(preprocess, is_train=False),
         device=options.device,
@@ -236,13 +251,10 @@ def _image_encoder(request: _Request, model: Any, options: EncoderOptions) -> Im
     )
 
 
-def _poolings(visual: Any) -> tuple[str, ...]:
-    """Return the poolings of an image tower: only transformers have tokens, and SigLIP's has no class token."""
+def _prefix(visual: Any) -> list[str]:
+    """Return the names of an image tower's leading tokens that are no patches; SigLIP has none."""
     trunk = getattr(visual, "trunk", None)
-    prefix = getattr(trunk, "num_prefix_tokens", None) if trunk is not None else int(hasattr(visual, "class_embedding"))
-    if prefix is None or (trunk is None and not prefix):
-        return ("native",)
-    return ("native", "cls", "mean", "max") if prefix else ("native", "mean", "max")
+    return prefix_tokens(trunk) if trunk is not None else ["class"] if hasattr(visual, "class_embedding") else []
 
 
 def _native(model: Any) -> Callable[[Tensor], Tensor]:
@@ -253,27 +265,34 @@ def _native(model: Any) -> Callable[[Tensor], Tensor]:
     return compute
 
 
-def _pooled(model: Any, pooling: str) -> Callable[[Tensor], Tensor]:
-    """Return the pooling of the last block's tokens, normalised as the tower normalises its last."""
+def _readings(model: Any, poolings: Sequence[str]) -> Callable[[Tensor], tuple[Embeddings, ...]]:
+    """Return a forward pass read at some poolings; tokens are normalised as the tower normalises its last."""
+    is_transformer = hasattr(getattr(model.visual, "trunk", model.visual), "patch_embed") or bool(_prefix(model.visual))
 
-    def compute(images: Tensor) -> Tensor:
+    def compute(images: Tensor) -> tuple[Embeddings, ...]:
         out = model.visual.forward_intermediates(
             images,
             indices=1,
-            intermediates_only=True,
+            intermediates_only="native" not in poolings,
             normalize_intermediates=True,
-            output_fmt="NLC",
-            output_extra_tokens=True,
+            output_fmt="NLC" if is_transformer else "NCHW",
+            output_extra_tokens=is_transformer,
         )
-        kind = "image_intermediates_prefix" if pooling == "cls" else "image_intermediates"
-        return pool(out[kind][-1], pooling)
+        last, prefix = out["image_intermediates"][-1], out.get("image_intermediates_prefix", [])[-1:]
+        tokens = torch.cat([*prefix, last], dim=1) if is_transformer else raster(last)
+        count = sum(each.shape[1] for each in prefix)
+        return tuple(
+            out["image_features"] if pooling == "native" else pool_or_keep(tokens, pooling, prefix=count)
+            for pooling in poolings
+        )
 
     return compute
 
 
-def _output_dim(compute: Callable[[Tensor], Tensor], size: tuple[int, int], device: str) -> int:
+def _output_dims(compute: Callable[[Tensor], Any], size: tuple[int, int], device: str) -> list[int]:
+    """Return the length of an embedding at each level."""
     with torch.inference_mode():
-        return int(compute(torch.zeros(1, 3, *size, device=device)).shape[1])
+        return [int(each[0].shape[-1]) for each in as_levels(compute(torch.zeros(1, 3, *size, device=device)))]
 
 
 def _text_encoder(request: _Request, model: Any, tokenizer: Any, options: EncoderOptions) -> TextEncoder:

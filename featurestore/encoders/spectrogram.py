@@ -74,7 +74,6 @@ def load(name: str, options: EncoderOptions) -> Encoder:
             "colours": "grey, white the loudest value",
             **cut,
             "squashed": "bilinear",
-            "pool": pool,
         },
     )
 

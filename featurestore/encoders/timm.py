@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import timm
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
-from featurestore.encoder import Encoder, EncoderOptions
+from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.encoders._names import ModelName, require_images, unknown
 from featurestore.errors import WeightsUnavailable
 from featurestore.forward import freeze, is_convolutional
 from featurestore.hub import from_cache_or_hub
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling import choose_pooling, pool
+from featurestore.pooling import choose_poolings, level_specs, pool_or_keep, raster
 from featurestore.spec import EncoderSpec
 from featurestore.transform_sources import from_timm
 from featurestore.weights import assign_weights, first_line, load_weights, seeded, weights_digest
@@ -31,8 +32,8 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         ``vit_small_patch16_224.augreg_in21k_ft_in1k``, the first tag where none is named; ``NAME@/path/to/file``
         with the preprocessing of that tag; or ``NAME/random:0``.
     options
-        Pooling (``native``; ``cls``, ``mean``, ``max`` over the tokens of a transformer), precision, stored type,
-        device.
+        Pooling (``native``; ``cls`` of a transformer, ``mean``, ``max`` and ``tokens`` of a transformer's tokens or a
+        network's last feature map), precision, stored type, device.
 
     Raises
     ------
@@ -50,35 +51,97 @@ def load(name: str, options: EncoderOptions) -> Encoder:
     data_config = resolve_data_config({}, model=model)
     transform = from_timm(data_config)
     model = freeze(model, options.device)
-    pooling = choose_pooling(options.pooling, _poolings(model), encoder=encoder)
+    architecture = {"class": type(model).__name__, "name": parsed.model.partition(".")[0]}
+    compute, levels = readings(model, options, encoder=encoder)
     spec = EncoderSpec(
         family="timm",
         modality="image",
-        architecture={"class": type(model).__name__, "name": parsed.model.partition(".")[0]},
+        architecture=architecture,
         weights=weights_digest(model),
         preprocess=transform.to_dict(),
-        layer="pre_logits" if pooling == "native" else "last_hidden_state",
-        pooling=pooling,
+        layer="pre_logits",
+        pooling="native",
         precision=options.precision,
         dtype=options.dtype,
-        dim=model.head_hidden_size if pooling == "native" else model.num_features,
+        dim=model.head_hidden_size,
     )
-
-    def compute(images: Tensor) -> Tensor:
-        tokens = model.forward_features(images)
-        if pooling != "native":
-            return pool(tokens, pooling, prefix=model.num_prefix_tokens)
-        vectors: Tensor = model.forward_head(tokens, pre_logits=True)
-        return vectors
-
     return ImageEncoder(
-        spec=spec,
+        spec=levels(spec),
         transform=transform,
         compute=compute,
         reference_transform=create_transform(**data_config, is_training=False),
         device=options.device,
         channels_last=is_convolutional(model),
     )
+
+
+def readings(
+    model: Any, options: EncoderOptions, *, encoder: str
+) -> tuple[Callable[[Tensor], tuple[Embeddings, ...]], Callable[[EncoderSpec], tuple[EncoderSpec, ...]]]:
+    """Return how a model without its classifier is read at the poolings that were asked for.
+
+    Parameters
+    ----------
+    model
+        A model of timm.
+    options
+        Know the poolings.
+    encoder
+        The encoder's id, for messages.
+
+    Returns
+    -------
+    compute
+        From images to the embeddings of each pooling.
+    levels
+        From the specification of ``native`` to that of each pooling.
+
+    Raises
+    ------
+    EncoderError
+        If the model has no such pooling.
+    """
+    prefix = prefix_tokens(model)
+    offered = ("native", *(["cls"] if "class" in prefix else []), "mean", "max", "tokens")
+    poolings = choose_poolings(options, offered, encoder=encoder)
+
+    def compute(images: Tensor) -> tuple[Embeddings, ...]:
+        features = model.forward_features(images)
+
+        def read(pooling: str) -> Embeddings:
+            if pooling == "native":
+                vectors: Tensor = model.forward_head(features, pre_logits=True)
+                return vectors
+            return pool_or_keep(_tokens(model, features), pooling, prefix=len(prefix))
+
+        return tuple(map(read, poolings))
+
+    def levels(native: EncoderSpec) -> tuple[EncoderSpec, ...]:
+        return level_specs(
+            native,
+            poolings,
+            options,
+            layer="last_hidden_state",
+            dim=model.num_features,
+            tokens={"order": "raster", "prefix": prefix},
+        )
+
+    return compute, levels
+
+
+def prefix_tokens(model: Any) -> list[str]:
+    """Return the names of a transformer's leading tokens that are no patches."""
+    tokens = {"class": "cls_token", "distillation": "dist_token"}
+    named = [name for name, attribute in tokens.items() if getattr(model, attribute, None) is not None]
+    count = getattr(model, "num_prefix_tokens", 0)
+    return [*named, *["register"] * (count - len(named))][:count]
+
+
+def _tokens(model: Any, features: Tensor) -> Tensor:
+    """Return what a model gives its pooling as tokens: those of a transformer, or the places of a feature map."""
+    if features.ndim == 3:
+        return features
+    return raster(features, channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC")
 
 
 def _require_known(encoder: str, parsed: ModelName) -> None:
@@ -120,10 +183,3 @@ def _published_model(encoder: str, name: str) -> Any:
         return timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise WeightsUnavailable(f"{encoder}: the weights cannot be loaded: {first_line(error)}") from error
-
-
-def _poolings(model: Any) -> tuple[str, ...]:
-    prefix = getattr(model, "num_prefix_tokens", None)
-    if prefix is None:
-        return ("native",)
-    return ("native", "cls", "mean", "max") if prefix else ("native", "mean", "max")

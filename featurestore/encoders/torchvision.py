@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from featurestore.encoder import Encoder, EncoderOptions
+from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.encoders import _torchvision_video
 from featurestore.encoders._names import ModelName, require_images, unknown
-from featurestore.errors import WeightsUnavailable
+from featurestore.errors import EncoderError, WeightsUnavailable
 from featurestore.forward import freeze, is_convolutional
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling import choose_pooling
+from featurestore.pooling import choose_poolings, level_specs, pool_or_keep, raster
 from featurestore.spec import EncoderSpec
 from featurestore.transform_sources import from_torchvision
 from featurestore.weights import assign_weights, first_line, load_weights, seeded, weights_digest
+
+_POOLINGS = ("adaptive_avg_pool2d", "mean")
+"""What models call that pool by a function and not by a module."""
 
 _EXAMPLE = "torchvision:resnet50/IMAGENET1K_V2"
 _UNTRAINED: dict[str, dict[str, Any]] = {
@@ -29,7 +35,7 @@ _UNTRAINED: dict[str, dict[str, Any]] = {
 
 
 def load(name: str, options: EncoderOptions) -> Encoder:
-    """Return an encoder of images or of videos: the input of a torchvision model's last layer.
+    """Return an encoder of images or of videos: the input of a torchvision model's last layer, or its tokens.
 
     Parameters
     ----------
@@ -38,7 +44,8 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         preprocessing of a tag put before the ``@`` or else of the default weights; or ``resnet50/random:0``.
         ``DEFAULT`` is resolved to the tag it stands for.
     options
-        Precision, stored type and device; of videos' transformers also the pooling.
+        Pooling (``native``; ``mean``, ``max`` and ``tokens`` of the last feature map, or of a transformer's tokens,
+        which have ``cls`` too), precision, stored type and device.
 
     Raises
     ------
@@ -61,31 +68,90 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         )
     preset = weights.transforms()
     transform = from_torchvision(preset)
-    spec = EncoderSpec(
+    is_transformer = isinstance(model, models.VisionTransformer)
+    offered = ("native", *(["cls"] if is_transformer else []), "mean", "max", "tokens")
+    poolings = choose_poolings(options, offered, encoder=encoder)
+    native = EncoderSpec(
         family="torchvision",
         modality="image",
         architecture={"class": type(model).__name__, "name": parsed.model},
         weights=weights_digest(model),
         preprocess=transform.to_dict(),
         layer="pre_logits",
-        pooling=choose_pooling(options.pooling, ("native",), encoder=encoder),
+        pooling="native",
         precision=options.precision,
         dtype=options.dtype,
         dim=dim,
     )
-
-    def compute(images: Tensor) -> Tensor:
-        vectors: Tensor = model(images)
-        return vectors
-
+    read = model if poolings == ("native",) else _TokenReader(encoder, model, poolings)
+    levels = level_specs(
+        native,
+        poolings,
+        options,
+        layer="last_hidden_state" if is_transformer else "last_feature_map",
+        dim=read.dim(transform.crop or transform.size, options.device) if isinstance(read, _TokenReader) else dim,
+        tokens={"order": "raster", "prefix": ["class"] if is_transformer else []},
+    )
     return ImageEncoder(
-        spec=spec,
+        spec=levels,
         transform=transform,
-        compute=compute,
+        compute=read,
         reference_transform=preset,
         device=options.device,
         channels_last=is_convolutional(model),
     )
+
+
+class _TokenReader:
+    """A model that is read before its pooling: the places of the last feature map, or a transformer's tokens.
+
+    Parameters
+    ----------
+    encoder
+        The encoder's id, for messages.
+    model
+        A classification model without its classifier.
+    poolings
+        What to read; ``native`` is the model's own output.
+
+    Raises
+    ------
+    EncoderError
+        If the model pools no feature map.
+    """
+
+    def __init__(self, encoder: str, model: nn.Module, poolings: Sequence[str]) -> None:
+        _, names = get_graph_node_names(model, suppress_diff_warning=True)
+        taken = {_before_pooling(encoder, model, names): "tokens", names[-1]: "native"}
+        self._features = create_feature_extractor(model, taken, suppress_diff_warning=True)
+        self._poolings = tuple(poolings)
+        self._prefix = int(isinstance(model, models.VisionTransformer))
+
+    def __call__(self, images: Tensor) -> tuple[Embeddings, ...]:
+        """Return the embeddings of each pooling."""
+        out = self._features(images)
+        tokens = out["tokens"] if out["tokens"].ndim == 3 else raster(out["tokens"])
+        return tuple(
+            out["native"] if pooling == "native" else pool_or_keep(tokens, pooling, prefix=self._prefix)
+            for pooling in self._poolings
+        )
+
+    def dim(self, size: tuple[int, int], device: str) -> int:
+        """Return the length of a token; images are of this height and width."""
+        with torch.inference_mode():
+            tokens: Tensor = self._features(torch.zeros(1, 3, *size, device=device))["tokens"]
+        return tokens.shape[1 if tokens.ndim == 4 else 2]
+
+
+def _before_pooling(encoder: str, model: nn.Module, names: Sequence[str]) -> str:
+    """Return the name of what a model pools last, among the names of all its steps in the order of computation."""
+    if isinstance(model, models.VisionTransformer):
+        return "encoder.ln"
+    modules = dict(model.named_modules())
+    for step in range(len(names) - 1, 0, -1):
+        if names[step] in _POOLINGS or isinstance(modules.get(names[step]), nn.AdaptiveAvgPool2d):
+            return names[step - 1]
+    raise EncoderError(f"{encoder}: pools no feature map, so it has no tokens")
 
 
 def _published_weights(encoder: str, parsed: ModelName) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import cast
 
 from data.progress import Silent
+from featurestore.spec import TOKENS
 from featurestore.store import FeatureStore
 from heads.errors import HeadError
 from heads.inputs import Normalize
@@ -73,7 +74,11 @@ class Views:
 
 
 def stored_poolings(store: FeatureStore, encoders: Sequence[str], precision: str | None) -> tuple[str | None, ...]:
-    """Return the poolings to choose from: those that all encoders are stored with, or None where there is no choice."""
+    """Return the poolings to choose from: those that all encoders are stored with, or None where there is no choice.
+
+    Tokens are chosen only where there is nothing else: reading them takes as much as they do, and most heads see
+    their mean.
+    """
     everything = store.features()
     found = [
         {each.spec.pooling for each in everything if name in each.names and precision in (None, each.spec.precision)}
@@ -82,4 +87,5 @@ def stored_poolings(store: FeatureStore, encoders: Sequence[str], precision: str
     if all(len(poolings) == 1 for poolings in found):
         return (None,)
     # Without a common one the store explains what differs when the features are looked up.
-    return tuple(sorted(set.intersection(*found))) or (None,)
+    common = set.intersection(*found)
+    return tuple(sorted(common - {TOKENS} or common)) or (None,)

@@ -116,22 +116,27 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
     return sources
 
 
-def _open_clip(folder: Path) -> None:
+def _open_clip(folder: Path, **vision: Any) -> None:
     import open_clip
     from safetensors.torch import save_file
 
+    vision = vision or {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
     config = {
         "embed_dim": 24,
-        "vision_cfg": {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+        "vision_cfg": vision,
         "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
     }
     model = open_clip.CLIP(**config)
-    preprocess = {"size": SIDE, "mode": "RGB", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    preprocess = {"size": vision["image_size"], "mode": "RGB", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
     preprocess |= {"interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}
     settings = {"model_cfg": config, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(settings))
     (folder / "tiny-clip.json").write_text(json.dumps(config))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+
+
+def _open_clip_resnet(folder: Path) -> None:
+    _open_clip(folder, image_size=64, layers=(1, 1, 1, 1), width=8)
 
 
 def _towers() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -232,10 +237,13 @@ def _roberta(folder: Path) -> None:
     _word_tokenizer(folder, max_length=512)
 
 
-def _resnet50(folder: Path) -> None:
-    from torchvision.models import resnet50
+def _resnet(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        from torchvision.models import get_model
 
-    torch.save(resnet50(weights=None).state_dict(), folder / "resnet50.pt")
+        torch.save(get_model(name, weights=None).state_dict(), folder / f"{name}.pt")
+
+    return make
 
 
 def _timm(folder: Path) -> None:
@@ -247,6 +255,7 @@ def _timm(folder: Path) -> None:
 
 MAKERS: dict[str, Callable[[Path], None]] = {
     "open_clip": _open_clip,
+    "open_clip_resnet": _open_clip_resnet,
     "clip": _clip,
     "siglip": _siglip,
     "dinov2": _dinov2,
@@ -254,6 +263,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "bert": _bert,
     "distilbert": _distilbert,
     "roberta": _roberta,
-    "resnet50": _resnet50,
+    "resnet18": _resnet("resnet18"),
+    "resnet50": _resnet("resnet50"),
     "timm": _timm,
 }

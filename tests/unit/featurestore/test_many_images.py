@@ -18,6 +18,7 @@ from featurestore.encoder import EncoderOptions
 from featurestore.errors import EncoderError, UnknownEncoder
 from featurestore.extract import automatic_batch_size
 from featurestore.many_images import ManyImages
+from featurestore.together import Together
 
 ROOT = Path(__file__).resolve().parents[3]
 ID = "timm:test_vit/random:0"
@@ -66,10 +67,11 @@ def test_the_fidelity_check_and_the_canary_know_videos(
     encoder = load(f"frames:4+{ID}", precision=precision)
     sources = [Source("video", path=make_film(tmp_path / f"{n}.mp4", make_scenes(n, seed=n))) for n in (3, 7)]
     x = encoder.encode(encoder.collate([encoder.read(source) for source in sources])).numpy()
-    assert fidelity.check_fidelity(encoder, sources, x, name="frames").samples == 2
-    canary = fidelity.canary_vectors(encoder)
+    (measured,) = fidelity.check_fidelity(encoder, sources, [x], names=["frames"])
+    assert measured.samples == 2
+    (canary,) = fidelity.canary_vectors(encoder)
     assert canary.shape == (2, encoder.spec.dim)
-    assert np.array_equal(canary, fidelity.canary_vectors(encoder))
+    assert np.array_equal(canary, fidelity.canary_vectors(encoder)[0])
     assert not np.allclose(canary[0], canary[1], atol=1e-3)
 
 
@@ -95,6 +97,37 @@ def test_what_encodes_no_images_cannot_be_wrapped(encoder_id: str, error: type[E
         load_encoder(encoder_id, EncoderOptions())
 
 
+def test_levels_of_the_image_encoder_are_levels_of_the_video(
+    make_film: Make, make_scenes: Make, tmp_path: Path
+) -> None:
+    sources = [Source("video", path=make_film(tmp_path / f"{n}.mp4", make_scenes(n, seed=n))) for n in (3, 7)]
+    several = load(f"frames:4+{ID}", pooling="native", also=("mean",))
+    batch = several.collate([several.read(source) for source in sources])
+    for level, spec, pooling in zip(several.encode_levels(batch), several.levels, ("native", "mean"), strict=True):
+        alone = load(f"frames:4+{ID}", pooling=pooling)
+        assert alone.spec.fingerprint == spec.fingerprint
+        torch.testing.assert_close(level, alone.encode(batch), rtol=0, atol=1e-5)
+    with pytest.raises(EncoderError, match="no pooling 'tokens'"):
+        load(f"frames:4+{ID}", pooling="tokens")
+
+
+def test_encoders_of_the_same_frames_share_one_decode(
+    make_film: Make, make_scenes: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featurestore.encoders import frames
+
+    decoded: list[Source] = []
+    plain = frames.read_frames
+    monkeypatch.setattr(frames, "read_frames", lambda source, count: decoded.append(source) or plain(source, count))
+    source = Source("video", path=make_film(tmp_path / "a.mp4", make_scenes(9)))
+    ids = (f"frames:4+{ID}", "frames:4,max+timm:test_efficientnet/random:0", f"frames:5+{ID}")
+    encoders = [load(encoder_id) for encoder_id in ids]
+    items = Together(encoders).read(source)
+    assert len(decoded) == 2
+    for encoder, item in zip(encoders, items, strict=True):
+        torch.testing.assert_close(item, encoder.read(source), rtol=0, atol=0)
+
+
 def test_frames_are_not_images() -> None:
     with pytest.raises(EncoderError, match="encodes video, not image"):
         load_encoder(f"frames+{ID}", EncoderOptions(modality="image"))
@@ -102,5 +135,5 @@ def test_frames_are_not_images() -> None:
 
 def test_a_batch_of_videos_is_smaller_than_one_of_images() -> None:
     encoder = load(f"frames+{ID}")
-    assert automatic_batch_size("video", "cpu", encoder.images_per_sample) == 1
+    assert automatic_batch_size("video", "cpu", encoder.images_per_sample) == 2
     assert automatic_batch_size("image", "cpu") == 8

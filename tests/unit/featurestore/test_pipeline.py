@@ -53,7 +53,7 @@ def run(fake: Fake, texts: list[str], size: int) -> list:
 def test_batches_come_back_in_order_with_their_positions() -> None:
     results = run(Fake(), [str(n) for n in range(10)], size=4)
     assert [result.positions for result in results] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
-    assert np.concatenate([result.vectors for result in results])[:, 0].tolist() == list(range(10))
+    assert np.concatenate([result.blocks[0] for result in results])[:, 0].tolist() == list(range(10))
 
 
 def test_what_cannot_be_decoded_is_reported_and_the_rest_goes_on() -> None:
@@ -65,7 +65,7 @@ def test_what_cannot_be_decoded_is_reported_and_the_rest_goes_on() -> None:
 def test_a_batch_of_failures_only_encodes_nothing() -> None:
     fake = Fake()
     (result,) = run(fake, ["bad", "bad"], size=2)
-    assert result.vectors.shape == (0, 1)
+    assert (result.positions, result.blocks) == ((), ())
     assert not fake.sizes
 
 
@@ -73,7 +73,7 @@ def test_a_batch_that_does_not_fit_is_split_until_it_does() -> None:
     fake = Fake(limit=3)
     pipeline = Pipeline(fake, workers=2)
     (result,) = list(pipeline.run([list(range(8))], lambda i: Source("text", text=str(i))))
-    assert result.vectors[:, 0].tolist() == list(range(8))
+    assert result.blocks[0][:, 0].tolist() == list(range(8))
     assert fake.sizes == [2, 2, 2, 2]
     assert pipeline.splits == 3
 
@@ -111,7 +111,7 @@ def test_several_streams_encode_at_once_each_with_one_thread_and_keep_the_order(
     before = torch.get_num_threads()
     pipeline = Pipeline(fake, workers=2, streams=2)
     results = list(pipeline.run([[0, 1], [2], [3], [4]], lambda i: Source("text", text=str(i))))
-    assert [result.vectors[:, 0].tolist() for result in results] == [[0, 1], [2], [3], [4]]
+    assert [result.blocks[0][:, 0].tolist() for result in results] == [[0, 1], [2], [3], [4]]
     assert threads == {1}
     assert torch.get_num_threads() == before
 

@@ -141,9 +141,10 @@ def test_windows_are_pooled_pictures(pool: str, expected: Any, tmp_path: Path) -
 def test_the_fidelity_check_and_the_canary_know_spectrograms(framing: str, tmp_path: Path) -> None:
     encoder = load(f"spectrogram{framing}+{ID}")
     sources = [sound(tmp_path / f"{i}.wav", seconds, seed=i) for i, seconds in enumerate((0.3, 1.7))]
-    measured = fidelity.check_fidelity(encoder, sources, vectors(encoder, *sources).numpy(), name="spectrogram")
+    made = vectors(encoder, *sources).numpy()
+    (measured,) = fidelity.check_fidelity(encoder, sources, [made], names=["spectrogram"])
     assert measured.max_abs < 1e-5
-    assert fidelity.canary_vectors(encoder).shape == (2, encoder.spec.dim)
+    assert fidelity.canary_vectors(encoder)[0].shape == (2, encoder.spec.dim)
 
 
 def test_the_fingerprint_follows_how_the_sound_becomes_pictures() -> None:

@@ -104,7 +104,7 @@ def test_tokens_of_swin_average_to_what_its_classifier_is_given(clips: Tensor) -
     torch.testing.assert_close(ours.mean(1), given, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["native", "cls", "mean", "max"])
+@pytest.mark.parametrize("pooling", ["native", "cls", "mean", "max", "tokens"])
 def test_poolings_of_an_mvit(pooling: str, clips: Tensor) -> None:
     whole, cut = tiny_mvit(v2=True), tiny_mvit(v2=True)
     cut.head[1] = nn.Identity()
@@ -117,8 +117,10 @@ def test_poolings_of_an_mvit(pooling: str, clips: Tensor) -> None:
         encoder="tiny",
     )
     _, tokens, _ = outputs_of(whole, whole.norm, clips)
-    expected = {"mean": tokens[:, 1:].mean(1), "max": tokens[:, 1:].amax(1)}.get(pooling, tokens[:, 0])
-    torch.testing.assert_close(encoder._forward(clips), expected, rtol=0, atol=1e-5)
+    expected = {"mean": tokens[:, 1:].mean(1), "max": tokens[:, 1:].amax(1), "tokens": tokens}.get(
+        pooling, tokens[:, 0]
+    )
+    torch.testing.assert_close(encoder._forward(clips)[0], expected, rtol=0, atol=1e-5)
     assert encoder.spec.pooling == pooling
     assert encoder.spec.layer == ("pre_logits" if pooling == "native" else "last_hidden_state")
 
@@ -132,11 +134,16 @@ def test_mvit_v2_s_of_a_seed_is_torchvisions_own(make_film: Make, make_scenes: M
     frames = torch.from_numpy(read_frames(source, 16)).permute(0, 3, 1, 2)
     _, tokens, _ = outputs_of(model, model.norm, preset(frames).unsqueeze(0))
     assert tokens.shape == (1, 393, 768)
-    encoder = load_encoder("torchvision:mvit_v2_s/random:7", EncoderOptions())
+    encoder = load_encoder("torchvision:mvit_v2_s/random:7", EncoderOptions(pooling="native", also=("tokens",)))
     assert isinstance(encoder, VideoEncoder)
-    assert (encoder.spec.dim, encoder.spec.modality) == (768, "video")
-    vectors = encoder.encode(encoder.collate([encoder.read(source)]))
+    assert [(spec.dim, spec.modality, spec.ragged) for spec in encoder.levels] == [
+        (768, "video", False),
+        (768, "video", True),
+    ]
+    assert encoder.levels[1].architecture["tokens"]["prefix"] == ["class"]
+    vectors, kept = encoder.encode_levels(encoder.collate([encoder.read(source)]))
     torch.testing.assert_close(vectors, tokens[:, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(kept, tokens, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "last", "dim"), [("r3d_18", "fc", 512), ("s3d", "classifier.1", 1024)])
@@ -179,10 +186,10 @@ def test_an_encoder_of_clips_does_what_encoders_do(
     assert not together.requires_grad
     alone = torch.cat([encoder.encode(encoder.collate([encoder.read(source)])) for source in sources])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
-    measured = fidelity.check_fidelity(encoder, sources, together.numpy(), name="tiny")
+    (measured,) = fidelity.check_fidelity(encoder, sources, [together.numpy()], names=["tiny"])
     assert measured.samples == 2
     assert precision != "fp32" or measured.max_abs < 1e-5
-    assert fidelity.canary_vectors(encoder).shape == (2, 32)
+    assert fidelity.canary_vectors(encoder)[0].shape == (2, 32)
 
 
 def test_weights_of_a_file_are_those_of_the_seed_they_were_drawn_from(tmp_path: Path) -> None:
