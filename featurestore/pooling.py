@@ -128,4 +128,5 @@ def pool_or_keep(tokens: Tensor, pooling: str, *, prefix: int = 0, mask: Tensor 
         return pool(tokens, pooling, prefix=prefix, mask=mask)
     if mask is None:
         return tokens
-    return [each[real] for each, real in zip(tokens, mask.bool(), strict=True)]
+    kept: Any = tokens[mask.bool()]  # of all samples at once: a GPU is waited for once
+    return list(kept.split(mask.sum(1).tolist()))

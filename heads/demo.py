@@ -64,7 +64,7 @@ def run_demo(
     """
     progress = progress or Silent()
     manifest = write_digits(out, progress)
-    summary = extract(ExtractConfig(manifest=manifest, store=out / "store", encoder=ENCODER), progress=progress)
+    summary = extract(ExtractConfig(manifest=manifest, store=out / "store", encoder=(ENCODER,)), progress=progress)
     progress.note(
         f"{summary.encoded} images encoded ({summary.samples_per_second:.1f}/s), {summary.cached} taken from the store"
     )

@@ -279,7 +279,7 @@ def _encoded(store: FeatureStore, encoder: str, texts: Sequence[str], progress: 
         table = Path(folder) / "prompts.jsonl"
         rows = (json.dumps({"id": f"prompt {i}", "text": text}) for i, text in enumerate(texts))
         table.write_text("\n".join(rows), encoding="utf-8")
-        config = ExtractConfig(manifest=table, input="text", id="id", store=store.path, encoder=name, **chosen)
+        config = ExtractConfig(manifest=table, input="text", id="id", store=store.path, encoder=(name,), **chosen)
         try:
             summary = extract(config, progress=progress)
         except EncoderError as error:

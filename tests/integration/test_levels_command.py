@@ -208,7 +208,7 @@ class Numbers:
         )
 
     def read(self, source):
-        return [float(number) for number in source.text.split()]
+        return [float(word) if word.isdigit() else float(len(word)) for word in source.text.split()]
 
     def collate(self, items):
         return items
