@@ -104,6 +104,8 @@ CASES = {
 }
 
 
+WITHIN = "within the 3e-4 that the path states; scikit-learn happens to end closer here"
+FEW = "few held-out positives per label: an area moves by this much within the gaps above"
 STOPS = "classes that a plane separates, weak penalties: scikit-learn stops far above the optimum, see its largest gap"
 REASONS = {
     "brain_mri": STOPS,
@@ -228,10 +230,10 @@ def measure(name: str, case: Case, folds: int | None, rounds: int | None) -> tup
         results.append(Result("  against LogisticRegressionCV", faster_than_cv, "x", case.cv, True, case.reason))
     worst = float(loop.max()) if case.largest_gap is None else case.largest_gap
     results += [
-        Result("  largest gap of the objective", float(ours.max()), "relative", worst, reason=case.reason),
+        Result("  largest gap of the objective", float(ours.max()), "relative", worst, reason=WITHIN),
         Result("  median gap", float(np.median(ours)), "relative", float(np.median(loop))),
         Result("  scikit-learn's largest gap", float(loop.max()), "relative"),
-        Result("  scikit-learn's score less ours, best penalty", theirs - score, "", case.score),
+        Result("  scikit-learn's score less ours, best penalty", theirs - score, "", case.score, reason=FEW),
         Result("  seconds of the path", statistics.median(each.cpu for each in laps["path"]), "s"),
     ]
     return f"{contest.data.name}: {contest.run} of {FOLDS} folds, {rounds or case.rounds} rounds", results
