@@ -126,7 +126,8 @@ class Contest:
 
 def with_new_store(job: Job, folder: Path) -> Job:
     store = FeatureStore(folder, create=True)
-    return dataclasses.replace(job, store=store, features=store.open(job.encoder.spec, name=job.name))
+    column = dataclasses.replace(job.columns[0], features=store.open(job.encoder.spec, name=job.name))
+    return dataclasses.replace(job, store=store, columns=(column,))
 
 
 def main() -> int:

@@ -104,7 +104,8 @@ class Contest:
         self.stores += 1
         store = FeatureStore(self.folder / f"store-{self.stores}", create=True)
         features = store.open(self.job.encoder.spec, name=self.job.name)
-        run(dataclasses.replace(self.job, store=store, features=features), progress=Silent())
+        column = dataclasses.replace(self.job.columns[0], features=features)
+        run(dataclasses.replace(self.job, store=store, columns=(column,)), progress=Silent())
         self.vectors["extract"] = torch.from_numpy(features.refresh().take(self.job.keys))
 
     def largest_difference(self) -> float:
