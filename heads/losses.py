@@ -207,9 +207,12 @@ def _focused(loss: Tensor, log_pt: Tensor, gamma: Setting) -> Tensor:
     """Return the loss times ``(1 - p_t) ** gamma``."""
     if not _is_set(gamma):
         return loss
-    # 1 - p_t without cancellation; the floor keeps the gradient of a power below 1 finite at p_t = 1.
-    miss = (-torch.expm1(log_pt)).clamp_min(torch.finfo(log_pt.dtype).eps)
-    return miss.pow(_per_model(gamma, loss)) * loss
+    return _miss(log_pt).pow(_per_model(gamma, loss)) * loss
+
+
+def _miss(log_pt: Tensor) -> Tensor:
+    """Return 1 - p_t without cancellation; the floor keeps the gradient of a power below 1 finite at p_t = 1."""
+    return (-torch.expm1(log_pt)).clamp_min(torch.finfo(log_pt.dtype).eps)
 
 
 def _focal_factor(log_pt: Tensor, gamma: Setting) -> Tensor | None:
@@ -220,7 +223,7 @@ def _focal_factor(log_pt: Tensor, gamma: Setting) -> Tensor | None:
     if not _is_set(gamma):
         return None
     g = _per_model(gamma, log_pt)
-    miss = (-torch.expm1(log_pt)).clamp_min(torch.finfo(log_pt.dtype).eps)
+    miss = _miss(log_pt)
     return miss.pow(g) - g * miss.pow(g - 1) * log_pt.exp() * log_pt
 
 

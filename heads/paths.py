@@ -192,7 +192,8 @@ def logistic_path(
     sample_weight
         Weights of the rows, shape (n,), not negative.
     tol
-        Each objective is within this share of its optimum, by a bound that is checked.
+        Each objective is within this share of its optimum, by a bound that is checked; of the intercept, which is
+        not penalised, it is an estimate.
 
     Raises
     ------

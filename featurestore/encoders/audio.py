@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.audio import RATE, load_audio, trim_silence
+from data.audio import RATE, Recording, load_audio, trim_silence
 from data.errors import SampleError, did_you_mean
 from data.manifest import Source
 from data.spectrogram import DELTA_WIDTH, MelSettings, Spectrogram, cmvn, deltas, log_mel, mfcc, min_max
@@ -97,11 +97,19 @@ class Framing:
         SampleError
             If the sample cannot be read.
         """
-        recording = load_audio(source, rate=RATE)
-        if self.trim is not None:
-            recording = trim_silence(recording, self.trim)
-        spectrogram = log_mel(recording, self.mel)
+        spectrogram = log_mel(self.recording(source), self.mel)
         return spectrogram if self.norm is None else _NORMALISE[self.norm](spectrogram)
+
+    def recording(self, source: Source) -> Recording:
+        """Return the sound of one sample, trimmed where that was asked for.
+
+        Raises
+        ------
+        SampleError
+            If the sample cannot be read.
+        """
+        recording = load_audio(source, rate=RATE)
+        return recording if self.trim is None else trim_silence(recording, self.trim)
 
 
 class AudioEncoder:

@@ -8,7 +8,6 @@ from typing import cast
 
 import numpy as np
 
-from data.audio import RATE, load_audio, trim_silence
 from data.errors import SampleError
 from data.manifest import Source
 from data.pixels import Image8
@@ -56,10 +55,7 @@ def load(name: str, options: EncoderOptions) -> Encoder:
     side = framing.mel.n_mels
 
     def images_of(source: Source) -> Sequence[Image8]:
-        recording = load_audio(source, rate=RATE)
-        if framing.trim is not None:
-            recording = trim_silence(recording, framing.trim)
-        picture = spectrogram_image(recording, framing.mel)
+        picture = spectrogram_image(framing.recording(source), framing.mel)
         return [picture] if squash else windows(picture, side, str(source))
 
     cut = {"framing": "squash"} if squash else {"framing": "windows", "side": side, "step": side // 2, "short": "black"}
