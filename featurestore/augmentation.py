@@ -116,7 +116,8 @@ class Augmentation:
         rgb = as_rgb(image)
         pixels, transform = torch.from_numpy(rgb).permute(2, 0, 1), self.transform()
         content = hashlib.sha256(repr(rgb.shape).encode() + rgb.tobytes()).digest()
-        return [_seeded(transform, pixels, self._seed(number, content)) for number in range(self.count)]
+        views = (drawn(transform, pixels, self._seed(number, content)) for number in range(self.count))
+        return [np.ascontiguousarray(view.permute(1, 2, 0).numpy()) for view in views]
 
     def transform(self) -> v2.Transform:
         """Return the policy as torchvision's own transform."""
@@ -136,12 +137,12 @@ class Augmentation:
         return int.from_bytes(digest.digest()[:8]) >> 1
 
 
-def _seeded(transform: v2.Transform, pixels: torch.Tensor, seed: int) -> Image8:
-    """Return what a transform makes of pixels (3, h, w) by a seed; torch's generator goes on as if nothing was."""
+def drawn(transform: v2.Transform, pixels: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return what a transform makes of pixels, uint8 (3, h, w), by a seed; torch's own generator stays where it was."""
     with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         view: torch.Tensor = transform(pixels)
-    return np.ascontiguousarray(view.permute(1, 2, 0).numpy())
+    return view
 
 
 def _number(text: str) -> float:

@@ -178,7 +178,7 @@ class EvaluateConfig(ManifestConfig):
 
     run: Path = Field(description="a run directory", json_schema_extra=positional(1))
     manifest: Path = Field(description="labelled samples: a table or an image folder", json_schema_extra=positional(2))
-    store: Path = Field(description="the feature store")
+    store: Path | None = Field(default=None, description="the feature store; a fine-tuned run has one of its own")
     split: str | None = Field(default=None, description="evaluate only the rows of this split: train, val or test")
     split_column: str | None = Field(
         default=None, description="the column that --split refers to; default: the run's own"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digest import key_bytes
-from data.errors import LeakageError, SplitError
+from data.errors import ConfigError, LeakageError, SplitError
 from data.progress import Progress, Silent
 from data.sources import read_manifest
 from data.task import Task
@@ -96,6 +96,8 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
         group=config.group or own.get("group"),
         bag=config.bag or own.get("bag"),
     )
+    if config.store is None:
+        raise ConfigError("--store is required: a head is judged on stored embeddings; name the feature store")
     store = FeatureStore(config.store)
     inputs = join_inputs(manifest, bundle, store, progress)
     data = label(inputs, task, encode_samples(task, manifest, inputs.manifest), store, progress, need_train=False)

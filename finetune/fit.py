@@ -1,0 +1,169 @@
+"""`finetune`: train through an encoder, judge it on rows it has not seen, and hand the encoder back.
+
+::
+
+    RUN/
+      config.yaml        resolved; `finetune --config` takes it back
+      metrics.jsonl      losses, learning rates and gradient norms, step by step
+      checkpoints/       the last state and the best weights
+      encoder/           what `extract --encoder RUN/encoder` takes
+      objectives/        the classifier, temperature or decoder of the best epoch
+      predictions.csv    one row per judged sample of a task
+      trained.csv        ids and content keys of the rows it was trained on
+      record.json        what was done, on what, with which result; written last: without it, a run goes on
+      report.html
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+
+
+from data.digest import digest_json
+from data.progress import Progress, Silent
+from featurestore.extract import resolve_device
+from featurestore.store import FeatureStore
+from finetune.build import Towers, build, check_options, load_towers, text_sources
+from finetune.checkpoint import Checkpoints, Progressed
+from finetune.config import FinetuneConfig
+from finetune.evaluation import logged, measure, value_of
+from finetune.feed import Feed
+from finetune.history import History
+from finetune.items import Items, make_augment
+from finetune.loop import Course, Loop
+from finetune.outcome import PLACES, Trained, finish
+from finetune.record import FinetuneRecord
+from finetune.runner import Runner, make_accelerator
+from finetune.samples import Samples, load_samples, store_of
+from finetune.tracking import check_trackers, open_trackers
+from heads.errors import RunError
+from heads.evaluation.thresholds import parse_rule
+from heads.record import FILE
+from heads.run import write_config
+
+
+def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | None = None) -> FinetuneRecord:
+    """Fine-tune an encoder and write its run directory; a run that was stopped goes on.
+
+    Parameters
+    ----------
+    config
+        What to train, on what and how.
+    command
+        The command line, for the record.
+    progress
+        Told how far the work is.
+
+    Raises
+    ------
+    FrostlineError
+        If an option, the manifest, an encoder or the run directory is wrong, or training diverges.
+    """
+    progress, started = progress or Silent(), time.perf_counter()
+    check_options(config)
+    check_trackers(config.track)
+    parse_rule(config.threshold)
+    _claim(config)
+    store = FeatureStore(store_of(config), create=True)
+    samples, remarks = load_samples(config, store, progress)
+    device = resolve_device(config.device)
+    towers = load_towers(config, samples.data.manifest.modality, device=device)
+    run = _identity(config, samples, towers)
+    samples, items = decodable(samples, towers, config, progress)
+    built = build(config, samples, towers, device=device)
+    runner = Runner(
+        model=built.model,
+        feed=Feed(
+            tower=towers.tower,
+            items=items,
+            text_tower=towers.text_tower,
+            texts=None if samples.texts is None else text_sources(samples.texts),
+            known=built.known,
+            augment=make_augment(config.augment, config.seed),
+        ),
+        accelerator=make_accelerator(built.model.device, config.amp),
+        batch_size=config.batch_size,
+        weights=dict.fromkeys(config.objective, 1.0),
+        seed=config.seed,
+    )
+    loop = Loop(runner, policies=built.policies, groups=built.groups, course=_course(config))
+    checkpoints = Checkpoints(config.out / "checkpoints", loop.changing)
+    state = checkpoints.read(run) or Progressed(run=run)
+    if state.step:
+        checkpoints.load(state, loop.model, loop.optimizer)
+        progress.note(f"going on after step {state.step}, in epoch {state.epoch}")
+    history = History(config.out, until=state.step)
+    trackers = []
+    if runner.accelerator.is_main_process:
+        write_config(config.out, config)
+        trackers = [*open_trackers(config.track, config.out, config.to_dict(), until=state.step), history]
+    train, choosing = samples.choosing(config.validation_fraction, config.seed)
+
+    def judge() -> tuple[Mapping[str, float], float]:
+        found = measure(runner, samples, choosing, min_positives=config.min_positives)
+        return logged(found, config.choose, samples.task), value_of(found, config.choose)
+
+    state = loop.run(train, state=state, checkpoints=checkpoints, judge=judge, trackers=trackers, progress=progress)
+    for tracker in trackers:
+        tracker.close()
+    checkpoints.load_best(state, loop.model)
+    trained = Trained(
+        samples=samples, built=built, runner=runner, state=state, train=train, choosing=choosing, history=history
+    )
+    return finish(config, trained, store, remarks=remarks, command=command, started=started, progress=progress)
+
+
+def decodable(samples: Samples, towers: Towers, config: FinetuneConfig, progress: Progress) -> tuple[Samples, Items]:
+    """Decode all samples, and return those that can be; the others are listed as dropped, by the kind of their damage."""
+    workers = (os.cpu_count() or 1) if config.workers == "auto" else config.workers
+    items = Items(towers.tower, samples.sources, workers=workers)
+    failures = items.decode_all(progress)
+    for position, error in failures.items():
+        progress.note(f"{samples.data.manifest.ids[position]}: {error}")
+    kept = [i for i in range(len(samples.data.y)) if i not in failures]
+    return samples.without(failures), items.select(kept) if failures else items
+
+
+def _course(config: FinetuneConfig) -> Course:
+    return Course(
+        epochs=config.epochs,
+        accumulate=config.accumulate,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        floor=config.lr_floor,
+        clip_norm=config.clip_norm,
+        patience=config.patience,
+    )
+
+
+def _claim(config: FinetuneConfig) -> None:
+    """Make the run directory, or go on in one that was not finished.
+
+    Raises
+    ------
+    RunError
+        If it holds a finished run, or something else.
+    """
+    out = config.out
+    finished, begun = (out / FILE).is_file(), (out / "config.yaml").is_file()
+    foreign = out.exists() and not finished and not begun and (not out.is_dir() or any(out.iterdir()))
+    if foreign:
+        raise RunError(f"--out {out}: is not a run directory, so nothing is written there; choose another")
+    if finished and not config.overwrite:
+        raise RunError(f"--out {out}: exists already; choose another directory, or replace it with --overwrite")
+    try:
+        if out.exists() and config.overwrite:
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"--out {out}: cannot be written: {error.strerror}") from error
+
+
+def _identity(config: FinetuneConfig, samples: Samples, towers: Towers) -> str:
+    """Return what decides the weights that a run ends with: a stopped one goes on only with the same."""
+    options = {name: value for name, value in config.to_dict().items() if name not in PLACES}
+    prints = [tower.encoder.spec.fingerprint for tower in towers.by_name.values()]
+    return digest_json([options, samples.data.manifest.digest, prints])

@@ -1,0 +1,243 @@
+"""The end of a run: its best epoch judged, its encoder handed back, its record written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from data.digest import digest_json, key_hex
+from data.progress import Progress
+from featurestore.store import FeatureStore
+from finetune.build import Built
+from finetune.checkpoint import Progressed
+from finetune.config import FinetuneConfig
+from finetune.evaluation import measure
+from finetune.hand import hand_back, towers_of
+from finetune.history import History
+from finetune.page import write_page
+from finetune.record import FinetuneRecord
+from finetune.runner import Runner
+from finetune.samples import Samples
+from heads.evaluation.judging import Judged, predictions
+from heads.evaluation.seal import Openings, open_test
+from heads.evaluation.thresholds import Threshold, choose_thresholds
+from heads.loading import counts
+from heads.run import TRAINED, truth_columns, write_history, write_table
+
+PLACES = ("out", "overwrite", "store", "workers", "track", "device")
+"""Options that change no value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A network at its best epoch, and how it got there.
+
+    Attributes
+    ----------
+    samples, built, runner
+        What it was trained on, what it is, and what computes it.
+    state
+        The end of training.
+    train, choosing
+        The rows that trained, and those that chose the epoch.
+    history
+        The values of each epoch.
+    """
+
+    samples: Samples
+    built: Built
+    runner: Runner
+    state: Progressed
+    train: NDArray[np.int64]
+    choosing: NDArray[np.int64]
+    history: History
+
+
+def finish(
+    config: FinetuneConfig,
+    trained: Trained,
+    store: FeatureStore,
+    *,
+    remarks: Sequence[str],
+    command: str,
+    started: float,
+    progress: Progress,
+) -> FinetuneRecord:
+    """Judge a trained network and write its run directory.
+
+    Parameters
+    ----------
+    config, trained
+        What was asked for, and what came of it.
+    store
+        Counts the openings of the test rows.
+    remarks, command, progress
+        Of the run.
+    started
+        When it began, by `time.perf_counter`.
+    """
+    samples, runner, state = trained.samples, trained.runner, trained.state
+    data, out = samples.data, config.out
+    thresholds = _thresholds(config, trained)
+    cuts = [each.value for each in thresholds.values()]
+    openings = opened(config, samples, data.rows("test"), store, command)
+    if openings:
+        progress.note(openings.explain())
+    metrics, judged = _judge(config, trained, cuts)
+    if runner.accelerator.is_main_process:
+        progress.stage("handing the encoder back", 1)
+        hand_back(out, trained.built)
+        progress.advance()
+    runner.accelerator.wait_for_everyone()
+    record = FinetuneRecord(
+        command=command,
+        config=config.to_dict(),
+        manifest_digest=data.manifest.digest,
+        split_digest=digest_json([trained.train.tolist(), trained.choosing.tolist(), data.rows("test").tolist()]),
+        inputs=tuple(towers_of(out, trained.built)),
+        task=samples.task.to_dict() if samples.task else None,
+        counts={**_counts(samples), "trained": len(trained.train), "choosing": len(trained.choosing)},
+        parameters=_parameters(trained.built),
+        training={
+            "epochs": state.epoch,
+            "steps": state.step,
+            "best_epoch": state.best_epoch,
+            "best_value": state.best_value,
+            "chosen_by": config.choose,
+            "chosen_on": "val" if len(data.rows("val")) else "groups held out of train",
+            "processes": runner.accelerator.num_processes,
+            "measures": _measures(trained.built),
+        },
+        history=trained.history.columns,
+        metrics=metrics,
+        thresholds={name: each.to_dict() for name, each in thresholds.items()},
+        leakage=data.leakage.to_dict(),
+        warnings=tuple(dict.fromkeys([*remarks, *_remarks(metrics)])),
+        seed=config.seed,
+        openings=openings.to_dict() if openings else {},
+        timings={"total_seconds": time.perf_counter() - started},
+    )
+    if runner.accelerator.is_main_process:
+        _write_tables(config, trained, judged, cuts)
+        write_history(out, record.history)
+        write_page(out, record)
+        record.write(out)
+    return record
+
+
+def _write_tables(config: FinetuneConfig, trained: Trained, judged: Sequence[Judged], cuts: Sequence[float]) -> None:
+    samples, data = trained.samples, trained.samples.data
+    rows = data.instances.of(trained.train)
+    truth = truth_columns(samples.task, data.y[trained.train]) if samples.task else {}
+    keys = [key_hex(key) for key in rows.keys]
+    write_table(config.out / TRAINED, {"id": list(rows.manifest.ids), "key": keys, **truth})
+    if judged:
+        write_table(config.out / "predictions.csv", predictions(data, judged, cuts))
+
+
+def _thresholds(config: FinetuneConfig, trained: Trained) -> dict[str, Threshold]:
+    """Return the thresholds of a task, chosen on the rows that chose the epoch."""
+    task = trained.samples.task
+    found = measure(trained.runner, trained.samples, trained.choosing)
+    if task is None or found.scores is None:
+        return {}
+    return choose_thresholds(task, trained.samples.data.y[trained.choosing], found.scores, rule=config.threshold)
+
+
+def _judge(
+    config: FinetuneConfig, trained: Trained, cuts: Sequence[float]
+) -> tuple[dict[str, dict[str, Any]], list[Judged]]:
+    """Return the metrics of val and test rows, and their scores.
+
+    The thresholds were chosen on val rows, where they would flatter: these are cut at 0.5.
+    """
+    metrics: dict[str, dict[str, Any]] = {}
+    judged: list[Judged] = []
+    for split, thresholds in (("val", 0.5), ("test", cuts or 0.5)):
+        rows = trained.samples.data.rows(split)
+        if not len(rows):
+            continue
+        found = measure(
+            trained.runner,
+            trained.samples,
+            rows,
+            thresholds=thresholds,
+            n_boot=config.bootstrap,
+            min_positives=config.min_positives,
+            seed=config.seed,
+        )
+        metrics[split] = {**found.metrics, "losses": dict(found.losses)}
+        if found.scores is not None:
+            judged.append(Judged(split, rows, found.scores))
+    return metrics, judged
+
+
+def opened(
+    config: FinetuneConfig, samples: Samples, rows: NDArray[np.int64], store: FeatureStore, command: str
+) -> Openings | None:
+    """Note that test rows are about to be scored; None where there are none."""
+    data = samples.data
+    if not len(rows):
+        return None
+    options = {name: value for name, value in config.to_dict().items() if name not in PLACES}
+    run = digest_json([options, data.manifest.digest])
+    return open_test(store, data.instances.keys[rows], config.target or (config.text or "",), run, command=command)
+
+
+def _counts(samples: Samples) -> dict[str, Any]:
+    if samples.task is not None:
+        return counts(samples.data)
+    data = samples.data
+    splits = {
+        name: {"samples": len(rows), "groups": len(np.unique(data.groups[rows]))}
+        for name in ("train", "val", "test")
+        if len(rows := data.rows(name))
+    }
+    dropped = {reason: {"count": len(ids), "ids": list(ids)} for reason, ids in data.dropped.items()}
+    return {"samples": len(data.y), "groups": len(np.unique(data.groups)), "splits": splits, "dropped": dropped}
+
+
+def _parameters(built: Built) -> dict[str, dict[str, int]]:
+    """Return how many parameters each part has, and how many of them were ever trained."""
+    trained = {id(parameter) for group in built.groups for parameter in group["params"]}
+    model = built.model
+    parts: dict[str, nn.Module | None] = {
+        "encoder": model.tower.network,
+        "projection": model.tower.projection,
+        "text encoder": model.text_tower.network if model.text_tower else None,
+        "text projection": model.text_tower.projection if model.text_tower else None,
+        **dict(model.objectives.items()),
+    }
+    found = {}
+    for name, part in parts.items():
+        if part is not None and (parameters := list(part.parameters())):
+            found[name] = {
+                "all": sum(each.numel() for each in parameters),
+                "trained": sum(each.numel() for each in parameters if id(each) in trained),
+            }
+    return found
+
+
+def _measures(built: Built) -> dict[str, float]:
+    """Return what objectives have learned that can be told in a number, such as a temperature."""
+    return {
+        f"{name}/{key}": value
+        for name, objective in built.model.objectives.items()
+        if hasattr(objective, "measures")
+        for key, value in objective.measures().items()
+    }
+
+
+def _remarks(metrics: dict[str, dict[str, Any]]) -> list[str]:
+    remarks = []
+    if "val" in metrics:
+        remarks.append("val rows chose the epoch, so their numbers flatter; test rows took no part in the choice")
+    if not metrics:
+        remarks.append("there are no val or test rows, so nothing was judged; name the split with --split")
+    return remarks
