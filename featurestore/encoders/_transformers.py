@@ -172,6 +172,11 @@ class HubTokenizer:
         on_gpu = device(run_on).type == "cuda"
         self._bucket = _BUCKET if on_gpu and padding == "longest" and max_length % _BUCKET == 0 else None
 
+    @property
+    def vocabulary(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._tokenizer
+
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Return the tokens of some texts."""
         batch = self._tokenizer(
