@@ -203,6 +203,8 @@ def finetune(config: FinetuneConfig, *, as_json: Json = False) -> None:
 
     with _progress() as progress:
         record = run_finetune(config, command=_command_line(), progress=progress)
+    if os.environ.get("RANK", "0") != "0":  # of several processes, one speaks
+        return
     for warning in record.warnings:
         _say(f"warning: {warning}")
     _print(record.to_dict() if as_json else split_table(record.metrics))

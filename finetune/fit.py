@@ -21,6 +21,8 @@ import shutil
 import time
 from collections.abc import Mapping
 
+import torch
+
 
 from data.digest import digest_json
 from data.progress import Progress, Silent
@@ -66,10 +68,14 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     check_options(config)
     check_trackers(config.track)
     parse_rule(config.threshold)
-    _claim(config)
-    store = FeatureStore(store_of(config), create=True)
-    samples, remarks = load_samples(config, store, progress)
     device = resolve_device(config.device)
+    accelerator = make_accelerator(torch.device(device), config.amp)
+    # One process makes directories and fills caches; the others find them.
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            _claim(config)
+        store = FeatureStore(store_of(config), create=True)
+        samples, remarks = load_samples(config, store, progress)
     towers = load_towers(config, samples.data.manifest.modality, device=device)
     run = _identity(config, samples, towers)
     samples, items = decodable(samples, towers, config, progress)
@@ -84,7 +90,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
             known=built.known,
             augment=make_augment(config.augment, config.seed),
         ),
-        accelerator=make_accelerator(built.model.device, config.amp),
+        accelerator=accelerator,
         batch_size=config.batch_size,
         weights=dict.fromkeys(config.objective, 1.0),
         seed=config.seed,
@@ -97,8 +103,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         progress.note(f"going on after step {state.step}, in epoch {state.epoch}")
     history = History(config.out, until=state.step)
     trackers = []
-    if runner.accelerator.is_main_process:
-        write_config(config.out, config)
+    if accelerator.is_main_process:
         trackers = [*open_trackers(config.track, config.out, config.to_dict(), until=state.step), history]
     train, choosing = samples.choosing(config.validation_fraction, config.seed)
 
@@ -158,6 +163,7 @@ def _claim(config: FinetuneConfig) -> None:
         if out.exists() and config.overwrite:
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
+        write_config(out, config)
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written: {error.strerror}") from error
 
