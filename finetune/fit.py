@@ -20,6 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import torch
 
@@ -40,7 +41,7 @@ from finetune.outcome import PLACES, Trained, finish
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import Samples, load_samples, store_of
-from finetune.tracking import check_trackers, open_trackers
+from finetune.tracking import Tracker, check_trackers, open_trackers, tell
 from heads.errors import RunError
 from heads.evaluation.thresholds import parse_rule
 from heads.record import FILE
@@ -73,7 +74,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     # One process makes directories and fills caches; the others find them.
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            _claim(config)
+            _refuse_taken(config)
         store = FeatureStore(store_of(config), create=True)
         samples, remarks = load_samples(config, store, progress)
     towers = load_towers(config, samples.data.manifest.modality, device=device)
@@ -101,19 +102,26 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     if state.step:
         checkpoints.load(state, loop.model, loop.optimizer)
         progress.note(f"going on after step {state.step}, in epoch {state.epoch}")
-    history = History(config.out, until=state.step)
-    trackers = []
-    if accelerator.is_main_process:
-        trackers = [*open_trackers(config.track, config.out, config.to_dict(), until=state.step), history]
     train, choosing = samples.choosing(config.validation_fraction, config.seed)
 
     def judge() -> tuple[Mapping[str, float], float]:
         found = measure(runner, samples, choosing, min_positives=config.min_positives)
         return logged(found, config.choose, samples.task), value_of(found, config.choose)
 
-    state = loop.run(train, state=state, checkpoints=checkpoints, judge=judge, trackers=trackers, progress=progress)
-    for tracker in trackers:
-        tracker.close()
+    # An epoch cannot be chosen by what is not there: that is found out before any training.
+    before = judge()[0] if not state.step else {}
+    if accelerator.is_main_process:
+        _claim(config)
+    history = History(config.out, until=state.step)
+    with ExitStack() as closing:
+        trackers: list[Tracker] = [history]
+        if accelerator.is_main_process:
+            trackers += open_trackers(config.track, config.out, config.to_dict(), until=state.step)
+        for tracker in trackers:
+            closing.callback(tracker.close)
+        if before:
+            tell(trackers, 0, {f"before/{name}": value for name, value in before.items()})
+        state = loop.run(train, state=state, checkpoints=checkpoints, judge=judge, trackers=trackers, progress=progress)
     checkpoints.load_best(state, loop.model)
     trained = Trained(
         samples=samples, built=built, runner=runner, state=state, train=train, choosing=choosing, history=history
@@ -144,13 +152,13 @@ def _course(config: FinetuneConfig) -> Course:
     )
 
 
-def _claim(config: FinetuneConfig) -> None:
-    """Make the run directory, or go on in one that was not finished.
+def _refuse_taken(config: FinetuneConfig) -> None:
+    """Refuse a run directory that holds a finished run, or something else.
 
     Raises
     ------
     RunError
-        If it holds a finished run, or something else.
+        If it does.
     """
     out = config.out
     finished, begun = (out / FILE).is_file(), (out / "config.yaml").is_file()
@@ -159,6 +167,17 @@ def _claim(config: FinetuneConfig) -> None:
         raise RunError(f"--out {out}: is not a run directory, so nothing is written there; choose another")
     if finished and not config.overwrite:
         raise RunError(f"--out {out}: exists already; choose another directory, or replace it with --overwrite")
+
+
+def _claim(config: FinetuneConfig) -> None:
+    """Make the run directory, or go on in one that was not finished; nothing is written before all options fit.
+
+    Raises
+    ------
+    RunError
+        If it cannot be written.
+    """
+    out = config.out
     try:
         if out.exists() and config.overwrite:
             shutil.rmtree(out)

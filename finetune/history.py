@@ -21,11 +21,15 @@ class History:
 
     def __init__(self, run: Path, *, until: int) -> None:
         self._epochs: dict[int, dict[str, float]] = {}
+        self.before: dict[str, float] = {}
         for values in read_lines(run, until=until):
             self.log(int(values["step"]), values)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:  # noqa: ARG002 - a tracker is told of steps
-        """Keep ``train/...`` and ``val/...``."""
+        """Keep ``train/...`` and ``val/...`` of an epoch, and ``before/...`` of the network before the first."""
+        self.before |= {
+            name.removeprefix("before/"): each for name, each in values.items() if name.startswith("before/")
+        }
         own = {name: value for name, value in values.items() if name.startswith(("train/", "val/"))}
         if own:
             self._epochs[int(values["epoch"])] = own

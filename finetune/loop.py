@@ -23,7 +23,7 @@ from finetune.checkpoint import Checkpoints, Progressed, changing
 from finetune.errors import FinetuneError
 from finetune.runner import Runner
 from finetune.schedules import Schedule, lr_factor
-from finetune.tracking import Tracker
+from finetune.tracking import Tracker, tell
 from finetune.unfreeze import Policy
 
 SAVE_SECONDS = 300.0
@@ -146,7 +146,7 @@ class Loop:
                     sums={name: state.sums.get(name, 0.0) + value for name, value in sums.items()},
                 )
                 if main:
-                    _tell(trackers, state.step, {"epoch": epoch, **logged})
+                    tell(trackers, state.step, {"epoch": epoch, **logged})
                 if main and time.monotonic() - saved > SAVE_SECONDS and number + 1 < per_epoch:
                     checkpoints.save(state, self.model, self.optimizer, is_best=False)
                     saved = time.monotonic()
@@ -161,7 +161,7 @@ class Loop:
             over = self.course.patience is not None and waited >= self.course.patience
             state = replace(state, stopped=over or state.epoch == self.course.epochs)
             if main:
-                _tell(trackers, state.step, {"epoch": epoch, **means, **{f"val/{k}": v for k, v in found.items()}})
+                tell(trackers, state.step, {"epoch": epoch, **means, **{f"val/{k}": v for k, v in found.items()}})
                 checkpoints.save(state, self.model, self.optimizer, is_best=is_best)
                 saved = time.monotonic()
             progress.advance()
@@ -228,11 +228,6 @@ class Loop:
         for name, loss in losses.items():
             if not bool(torch.isfinite(self.runner.mean(loss))):
                 raise FinetuneError(
-                    f"the loss of {name} is {float(loss)} in epoch {epoch}, step {step}: training diverged; lower --lr or "
+                    f"the loss of {name} is {loss.item()} in epoch {epoch}, step {step}: training diverged; lower --lr or "
                     f"--encoder-lr, or lengthen --warmup. The last whole checkpoint is kept"
                 )
-
-
-def _tell(trackers: Sequence[Tracker], step: int, values: Mapping[str, float]) -> None:
-    for tracker in trackers:
-        tracker.log(step, values)

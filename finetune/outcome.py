@@ -109,6 +109,7 @@ def finish(
             "steps": state.step,
             "best_epoch": state.best_epoch,
             "best_value": state.best_value,
+            "before": trained.history.before,
             "chosen_by": config.choose,
             "chosen_on": "val" if len(data.rows("val")) else "groups held out of train",
             "processes": runner.accelerator.num_processes,

@@ -142,6 +142,12 @@ def _load(module: str, distribution: str) -> ModuleType:
         raise ConfigError(f"--track: needs a package that is not installed: pip install {distribution}") from error
 
 
+def tell(trackers: Sequence[Tracker], step: int, values: Values) -> None:
+    """Tell every tracker the values of a step."""
+    for tracker in trackers:
+        tracker.log(step, values)
+
+
 def read_lines(run: Path, *, until: int) -> list[dict[str, float]]:
     """Return what ``metrics.jsonl`` says of the steps up to one; a line that a crash cut short is of none."""
     path = run / FILE
