@@ -232,7 +232,7 @@ def _groups(config: FinetuneConfig, model: Model, policies: dict[str, Policy]) -
         parts[name] = (tower.network, config.encoder_lr)
         if tower.projection is not None:
             parts[f"{name} projection"] = (tower.projection, 1.0)
-    decays = {name: config.layer_decay for name in policies} if config.layer_decay < 1 else {}
+    decays = dict.fromkeys(policies, config.layer_decay) if config.layer_decay < 1 else {}
     groups = parameter_groups(parts, lr=config.lr, weight_decay=config.weight_decay, layer_decay=decays)
     for name, policy in policies.items():
         policy.apply(getattr(model, name).network, 0)

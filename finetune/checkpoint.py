@@ -89,8 +89,8 @@ class Checkpoints:
             raise FinetuneError(f"{path}: damaged; begin anew with --overwrite") from error
         if found.run != run:
             raise FinetuneError(
-                f"--out {self._folder.parent}: holds a run of other options, samples or weights that was stopped; go on "
-                f"with those, choose another directory, or begin anew with --overwrite"
+                f"--out {self._folder.parent}: holds a run of other options, samples or weights that was stopped; go "
+                f"on with those, choose another directory, or begin anew with --overwrite"
             )
         return found
 

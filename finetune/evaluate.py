@@ -133,8 +133,8 @@ def _trained_on(config: EvaluateConfig, samples: Samples, rows: list[int]) -> li
         return []
     examples = ", ".join(samples.data.manifest.ids[i] for i in shared[:3])
     message = (
-        f"{len(shared)} of the {len(rows)} rows to evaluate are rows that {config.run} was trained on (e.g. {examples}); "
-        f"such scores say nothing about new data: evaluate other rows, or accept that with --allow-leakage"
+        f"{len(shared)} of the {len(rows)} rows to evaluate are rows that {config.run} was trained on (e.g. {examples}); such "
+        f"scores say nothing about new data: evaluate other rows, or accept that with --allow-leakage"
     )
     if not config.allow_leakage:
         raise LeakageError(f"{config.manifest}: {message}")

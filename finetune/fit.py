@@ -98,7 +98,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     )
     loop = Loop(runner, policies=built.policies, groups=built.groups, course=_course(config))
     checkpoints = Checkpoints(config.out / "checkpoints", loop.changing)
-    state = checkpoints.read(run) or Progressed(run=run)
+    state = (None if config.overwrite else checkpoints.read(run)) or Progressed(run=run)
     if state.step:
         checkpoints.load(state, loop.model, loop.optimizer)
         progress.note(f"going on after step {state.step}, in epoch {state.epoch}")
