@@ -32,6 +32,9 @@ _IMAGE_FAMILIES = ("timm", "torchvision")
 _VIDEO_MODELS = ("mc3_", "mvit_", "r2plus1d_", "r3d_", "s3d", "swin3d_")
 """How the names of torchvision's video models begin."""
 _AUDIO_FAMILIES = ("audio",)
+HANDED_BACK = "encoder.json"
+"""What the folder of a fine-tuned encoder holds; its path alone is an id."""
+
 _DEFAULTS: dict[Modality, str] = {
     "image": "offline:efficientnet-lite0",
     "text": "offline:minilm",
@@ -225,7 +228,8 @@ def canonical(encoder_id: str) -> str:
     Parameters
     ----------
     encoder_id
-        ``family:name``, an alias, one of open_clip's own ``hf-hub:`` and ``local-dir:``, or a wrapper before any.
+        ``family:name``, an alias, one of open_clip's own ``hf-hub:`` and ``local-dir:``, the folder of a fine-tuned
+        encoder, or a wrapper before any.
 
     Raises
     ------
@@ -238,6 +242,8 @@ def canonical(encoder_id: str) -> str:
     for row in ALIASES:
         if row.alias == text.lower():
             return row.id
+    if (Path(text).expanduser() / HANDED_BACK).is_file():
+        text = f"finetuned:{text}"
     prefix, colon, name = text.partition(":")
     if colon and prefix in _OPEN_CLIP_SCHEMES:
         return canonical(f"open_clip:{text}")
@@ -249,6 +255,8 @@ def canonical(encoder_id: str) -> str:
     if prefix == "open_clip":
         # The papers write ViT-B/16, open_clip ViT-B-16; what follows the next slash is the tag.
         name = re.sub(r"^(ViT-\w+)/(\d+)", r"\1-\2", name)
+    if prefix == "finetuned":
+        name = str(Path(name).expanduser().resolve())
     if prefix == "hf":
         name = _RENAMED.get(name, name).replace(_PUBMEDBERT, _PUBMEDBERT.replace("PubMed", "Biomed"))
     return f"{prefix}:{name}"

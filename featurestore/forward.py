@@ -77,6 +77,11 @@ class Forward(Generic[Inputs, Output]):
         with torch.inference_mode(), _full_float32(self.device):
             return _float32_on_cpu(self.compute(inputs))
 
+    def then(self, after: Callable[[Output], Output]) -> None:
+        """Let something follow the forward pass, such as a projection."""
+        before = self.compute
+        self.compute = lambda inputs: after(before(inputs))
+
 
 def _float32_on_cpu(made: Output) -> Output:
     """Return a tensor, or tensors in lists and tuples, in float32 on the CPU."""

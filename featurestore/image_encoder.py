@@ -132,6 +132,14 @@ class ImageEncoder:
         """Return what `encode_levels` does with its gradients, on the device, in the arithmetic around the call."""
         return as_levels(self._forward.compute(self._ready(self._on_device(batch))))
 
+    def followed_by(
+        self, after: Callable[[tuple[Embeddings, ...]], tuple[Embeddings, ...]], levels: tuple[EncoderSpec, ...]
+    ) -> None:
+        """Let something follow the forward pass, from all levels to all levels, which then have other identities."""
+        self.levels, self.spec = levels, levels[0]
+        for forward in (self._forward, self._reference):
+            forward.then(lambda made: after(as_levels(made)))
+
     def encode_reference(self, sources: Sequence[Source | Image8]) -> Embeddings:
         """Return the embeddings by the library's own transform in fp32, one by one."""
         return self.encode_reference_levels(sources)[0]

@@ -129,6 +129,13 @@ class TextEncoder:
         """Return what `encode_levels` does with its gradients, on the device, in the arithmetic around the call."""
         return as_levels(self._forward.compute(self._on_device(batch)))
 
+    def followed_by(
+        self, after: Callable[[tuple[Embeddings, ...]], tuple[Embeddings, ...]], levels: tuple[EncoderSpec, ...]
+    ) -> None:
+        """Let something follow the forward pass, from all levels to all levels, which then have other identities."""
+        self.levels, self.spec = levels, levels[0]
+        self._forward.then(lambda made: after(as_levels(made)))
+
     def encode_reference(self, sources: Sequence[Source]) -> Embeddings:
         """Return the embeddings in fp32, one text at a time."""
         return self.encode_reference_levels(sources)[0]

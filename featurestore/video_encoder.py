@@ -190,6 +190,13 @@ class VideoEncoder:
         """Return what `encode_levels` does with its gradients, on the device, in the arithmetic around the call."""
         return as_levels(self._forward.compute(self._ready(batch)))
 
+    def followed_by(
+        self, after: Callable[[tuple[Embeddings, ...]], tuple[Embeddings, ...]], levels: tuple[EncoderSpec, ...]
+    ) -> None:
+        """Let something follow the forward pass, from all levels to all levels, which then have other identities."""
+        self.levels, self.spec = levels, levels[0]
+        self._forward.then(lambda made: after(as_levels(made)))
+
     def encode_reference(self, sources: Sequence[Source]) -> Embeddings:
         """Return the embeddings by the library's own transform in fp32, one by one."""
         return self.encode_reference_levels(sources)[0]

@@ -44,6 +44,11 @@ def weights_digest(*modules: nn.Module, **tensors: Tensor | None) -> str:
     return digest.hexdigest()
 
 
+def tensor_digests(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the SHA-256 of each tensor of a state dict, by name: of its dtype, shape and bytes."""
+    return {name: weights_digest(tensor=tensor) for name, tensor in state.items()}
+
+
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Return the state dict of a checkpoint file, never running code that is in it.
 

@@ -15,6 +15,7 @@ from featurestore.image_encoder import ImageEncoder
 from featurestore.spec import TOKENS
 from featurestore.text_encoder import TextEncoder
 from featurestore.video_encoder import VideoEncoder
+from featurestore.weights import tensor_digests
 
 
 class Tower(nn.Module):
@@ -28,6 +29,11 @@ class Tower(nn.Module):
         Reads samples, and knows the forward pass; its first level is a vector, a second one tokens.
     projection
         From the encoder's vector to the common space; None leaves it as it is.
+
+    Attributes
+    ----------
+    base
+        Digests of the network's tensors when the tower was made, by name.
     """
 
     def __init__(
@@ -40,6 +46,8 @@ class Tower(nn.Module):
         self.encoder = encoder
         self.network = encoder.network
         self.projection = projection
+        # Of the encoder as it was, before LoRA or anything else changes it: what differs is handed back.
+        self.base = tensor_digests(encoder.network.state_dict())
 
     @property
     def dim(self) -> int:

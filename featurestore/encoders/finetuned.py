@@ -1,0 +1,267 @@
+"""Encoders that `frostline finetune` has trained: a path to RUN/encoder, or finetuned:RUN/encoder.
+
+::
+
+    encoder/
+      encoder.json             of each tower: the base encoder, digests of its weights before and after, the projection
+      <modality>.safetensors   the tensors that differ from the base's, and those of the projection
+
+The base is loaded by its id, the tensors that differ take the place of its own, and what was read off the network is
+projected. Samples are read exactly as the base reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from data.digest import digest_json
+from data.manifest import Modality
+from featurestore.catalog import HANDED_BACK, load_encoder
+from featurestore.encoder import Embeddings, Encoder, EncoderOptions
+from featurestore.encoders._projection import Layer, make_projection
+from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
+from featurestore.image_encoder import ImageEncoder
+from featurestore.pooling import CHUNKS
+from featurestore.spec import EncoderSpec
+from featurestore.text_encoder import TextEncoder
+from featurestore.together import Together
+from featurestore.video_encoder import VideoEncoder
+from featurestore.weights import first_line, load_weights, weights_digest
+
+FORMAT = 1
+"""Version of the files' layout; this release reads it and older ones."""
+
+NETWORK, PROJECTION = "network.", "projection."
+"""What the names of tensors begin with."""
+
+_OF_A_LEVEL = ("tokens", "projection", "similarity")
+"""What an architecture says of one level of a network."""
+
+_Trainable = ImageEncoder | TextEncoder | VideoEncoder
+
+
+class TrainedTower(BaseModel):
+    """What ``encoder.json`` says of a tower.
+
+    Attributes
+    ----------
+    encoder
+        The id of the base encoder.
+    pooling
+        The level that was trained, and that the projection is for.
+    base
+        See `identity`: of the base, whose other weights would make another encoder.
+    weights
+        Digest of the network's weights after training.
+    projection
+        Layers from the level to the common space; none where the base's own vectors are meant.
+    changed
+        Whether there is a file of tensors.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    encoder: str
+    pooling: str
+    base: str
+    weights: str
+    projection: list[Layer] = []
+    changed: bool
+
+
+class Trained(BaseModel):
+    """The content of ``encoder.json``.
+
+    Attributes
+    ----------
+    towers
+        By modality.
+    similarity
+        How training made logits of cosines: ``scale``, and ``bias`` where it has one; None where it did not.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    format: Literal["frostline-encoder"] = "frostline-encoder"
+    format_version: int = FORMAT
+    towers: dict[Modality, TrainedTower]
+    similarity: dict[str, float] | None = None
+
+
+def load(name: str, options: EncoderOptions) -> Encoder:
+    """Return the encoder that a fine-tuning run has handed back.
+
+    Its fingerprint depends on what the folder holds, not on where it is. A tower that training left as it was is the
+    base encoder, and has its fingerprint.
+
+    Parameters
+    ----------
+    name
+        The folder.
+    options
+        As of the base encoder; ``auto`` pooling is the one that was trained, which the projection belongs to. Other
+        poolings are read off the trained network and are not projected.
+
+    Raises
+    ------
+    UnknownEncoder
+        If there is no such folder.
+    WeightsUnavailable
+        If a file is damaged, or the base encoder is not here or has other weights than training began with.
+    EncoderError
+        If it has no such modality or pooling, or the modality is not named where there are two.
+    """
+    folder = Path(name).expanduser().resolve()
+    encoder_id = f"finetuned:{folder}"
+    trained = _read(encoder_id, folder)
+    modality = _modality(encoder_id, trained, options)
+    tower = trained.towers[modality]
+    made = _base(encoder_id, tower, replace(_with_pooling(options, tower.pooling), modality=modality))
+    members = made.encoders if isinstance(made, Together) else (made,)
+    state = load_weights(folder / f"{modality}.safetensors") if tower.changed else {}
+    _refuse_other_names(encoder_id, state)
+    projection = make_projection(tower.projection, _part(state, PROJECTION), path=folder, device=options.device)
+    similarity = trained.similarity if modality == "text" else None
+    for encoder in members:
+        assert isinstance(encoder, _Trainable)  # `_base` refuses others
+        _require_base(encoder_id, tower, encoder.levels)
+        # Both members of a pair of texts, cut and in pieces, have one network.
+        if encoder is members[0]:
+            _replace_weights(encoder_id, tower, encoder, _part(state, NETWORK))
+        _retrain(encoder, tower, projection, similarity)
+    if isinstance(made, Together):
+        return Together(members)
+    return made
+
+
+def identity(spec: EncoderSpec) -> str:
+    """Return a digest of an encoder's network and weights, whatever level of it the specification is of."""
+    architecture = {name: value for name, value in spec.architecture.items() if name not in _OF_A_LEVEL}
+    return digest_json({"weights": spec.weights, "architecture": architecture})
+
+
+def _read(encoder_id: str, folder: Path) -> Trained:
+    path = folder / HANDED_BACK
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnknownEncoder(
+            f"{encoder_id}: no {HANDED_BACK} there; expected RUN/encoder as `frostline finetune` writes it. If the run "
+            f"has moved, move it back, or extract with its new path and fit the head again"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise WeightsUnavailable(f"{path}: cannot be read as JSON: {first_line(error)}") from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise WeightsUnavailable(f"{path}: format version {version}, this release reads up to {FORMAT}; upgrade")
+    try:
+        return Trained.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise WeightsUnavailable(f"{path}: not the description of an encoder: {where}: {first['msg']}") from error
+
+
+def _modality(encoder_id: str, trained: Trained, options: EncoderOptions) -> Modality:
+    towers = list(trained.towers)
+    if options.modality is None and len(towers) > 1:
+        raise EncoderError(f"{encoder_id} has {' and '.join(towers)} towers: say which by naming the modality")
+    if options.modality not in (None, *towers):
+        raise EncoderError(f"{encoder_id} encodes {' and '.join(towers)}, not {options.modality}")
+    return options.modality or towers[0]
+
+
+def _with_pooling(options: EncoderOptions, pooling: str) -> EncoderOptions:
+    """Return the options with the trained pooling in the place of ``auto``."""
+
+    def named(asked: str) -> str:
+        plain = asked.removesuffix(CHUNKS)
+        return pooling.removesuffix(CHUNKS) + CHUNKS if plain != asked and plain == "auto" else asked
+
+    return replace(
+        options,
+        pooling=pooling if options.pooling == "auto" else named(options.pooling),
+        also=tuple(pooling if each == "auto" else named(each) for each in options.also),
+    )
+
+
+def _base(encoder_id: str, tower: TrainedTower, options: EncoderOptions) -> _Trainable | Together:
+    try:
+        made = load_encoder(tower.encoder, options)
+    except EncoderError as error:
+        raise type(error)(f"{encoder_id}: its base encoder cannot be loaded: {error}") from error
+    members = made.encoders if isinstance(made, Together) else (made,)
+    if not all(isinstance(each, _Trainable) and each.network is not None for each in members):
+        raise EncoderError(f"{encoder_id}: its base encoder {tower.encoder} shows no network")
+    return cast("_Trainable | Together", made)
+
+
+def _require_base(encoder_id: str, tower: TrainedTower, levels: tuple[EncoderSpec, ...]) -> None:
+    found = identity(levels[0])
+    if found != tower.base:
+        raise WeightsUnavailable(
+            f"{encoder_id}: was trained from weights {tower.base[:12]} of {tower.encoder}, which now has {found[:12]}; "
+            f"bring those weights back, or fine-tune again"
+        )
+
+
+def _refuse_other_names(encoder_id: str, state: Mapping[str, Tensor]) -> None:
+    other = [name for name in state if not name.startswith((NETWORK, PROJECTION))]
+    if other:
+        raise WeightsUnavailable(f"{encoder_id}: damaged; the tensor {other[0]} is of no known part")
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _replace_weights(encoder_id: str, tower: TrainedTower, encoder: _Trainable, state: Mapping[str, Tensor]) -> None:
+    network = encoder.network
+    assert network is not None
+    try:
+        strange = network.load_state_dict(dict(state), strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise WeightsUnavailable(f"{encoder_id}: damaged: {' '.join(str(error).split())[:300]}") from error
+    if strange or weights_digest(network) != tower.weights:
+        raise WeightsUnavailable(
+            f"{encoder_id}: damaged; the weights do not have the digest that {HANDED_BACK} states, {tower.weights[:12]}"
+        )
+
+
+def _retrain(
+    encoder: _Trainable,
+    tower: TrainedTower,
+    projection: tuple[nn.Module, Mapping[str, Any]] | None,
+    similarity: Mapping[str, float] | None,
+) -> None:
+    """Give an encoder whose weights were replaced its new identity, projection and similarity."""
+    trained = tower.pooling.removesuffix(CHUNKS)
+    projected = [level.pooling.removesuffix(CHUNKS) == trained for level in encoder.levels]
+    own = getattr(encoder, "similarity", None)
+
+    def named(level: EncoderSpec, *, is_projected: bool) -> EncoderSpec:
+        architecture = dict(level.architecture)
+        if similarity is not None and similarity != own:
+            # It is no part of a vector's value, but is kept with the vectors, so each has its own.
+            architecture["similarity"] = dict(similarity)
+        if projection is not None and is_projected:
+            described = dict(projection[1])
+            architecture["projection"] = [*architecture.get("projection", []), described]
+            level = replace(level, layer="projection", dim=described["dim"])
+        return replace(level, architecture=architecture, weights=tower.weights if tower.changed else level.weights)
+
+    def after(made: tuple[Embeddings, ...]) -> tuple[Embeddings, ...]:
+        if projection is None:
+            return made
+        module = projection[0]
+        return tuple(module(each) if is_projected else each for each, is_projected in zip(made, projected, strict=True))
+
+    levels = tuple(named(level, is_projected=each) for level, each in zip(encoder.levels, projected, strict=True))
+    encoder.followed_by(after, levels)
+    if isinstance(encoder, TextEncoder):
+        encoder.similarity = similarity
