@@ -1,0 +1,70 @@
+"""Weighted sum of objectives, whose weights may change from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from data.errors import ConfigError
+from finetune.outputs import Objective, Outputs
+
+Weight = float | Callable[[int], float]
+"""A weight, or what it is at an optimizer step, from 0."""
+
+
+class Weighted(nn.ModuleDict):
+    r"""Objectives by name, and the weight of each.
+
+    .. math:: L(\text{step}) = \sum_k w_k(\text{step}) \, L_k
+
+    An objective whose weight is 0 at a step is not computed in it; under `DistributedDataParallel` its parameters
+    are then unused.
+
+    Parameters
+    ----------
+    objectives
+        By name.
+    weights
+        By name, not negative; 1 where none is named.
+
+    Raises
+    ------
+    ConfigError
+        If there is a weight of no objective.
+    """
+
+    def __init__(self, objectives: Mapping[str, Objective], weights: Mapping[str, Weight] | None = None) -> None:
+        super().__init__(dict(objectives))
+        given = dict(weights or {})
+        for name in given:
+            if name not in objectives:
+                raise ConfigError(f"weight of {name!r}: no objective of this run; it has {', '.join(objectives)}")
+        self._weights: dict[str, Weight] = {name: given.get(name, 1.0) for name in objectives}
+
+    def weights(self, step: int) -> dict[str, float]:
+        """Return the weights at a step, without those that are 0.
+
+        Raises
+        ------
+        ConfigError
+            If a weight is negative, or all are 0.
+        """
+        at = {name: float(each(step) if callable(each) else each) for name, each in self._weights.items()}
+        for name, weight in at.items():
+            if not weight >= 0:
+                raise ConfigError(f"the weight of {name} is {weight:g} at step {step}; expected a number >= 0")
+        if not any(at.values()):
+            raise ConfigError(f"the weights of {', '.join(at)} are all 0 at step {step}; nothing would be learned")
+        return {name: weight for name, weight in at.items() if weight}
+
+    def forward(self, outputs: Outputs, step: int) -> dict[str, Tensor]:
+        """Return the loss of each objective with a weight at a step, not yet weighted."""
+        return {name: self[name](outputs) for name in self.weights(step)}
+
+    def total(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the weighted sum of what `forward` returned for a step."""
+        first, *others = (weight * losses[name] for name, weight in self.weights(step).items())
+        for other in others:
+            first = first + other
+        return first
