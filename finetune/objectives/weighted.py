@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 
 from data.errors import ConfigError
 from finetune.outputs import Objective, Outputs
+from finetune.schedules import Ramp, weight_factor
 
 Weight = float | Callable[[int], float]
 """A weight, or what it is at an optimizer step, from 0."""
@@ -68,3 +72,45 @@ class Weighted(nn.ModuleDict):
         for other in others:
             first = first + other
         return first
+
+
+def parse_weight(text: str | float) -> Weight:
+    """Return a weight written as a number, or as ``form:start:stop:begin:end``.
+
+    Parameters
+    ----------
+    text
+        ``0.1``; or such as ``cosine:0:1:1000:10000``, which is `start` up to step `begin`, `stop` from step `end`
+        on, and in between as `finetune.schedules.weight_factor` says.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither, there is no such form, or `end` is before `begin`.
+    """
+    form, *values = str(text).split(":")
+    try:
+        if not values:
+            return _not_negative(form)
+        first, last, begin, end = values
+        ramp = partial(
+            weight_factor,
+            cast("Ramp", form),
+            begin=int(begin),
+            end=int(end),
+            start=_not_negative(first),
+            stop=_not_negative(last),
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"weight {text!r}: expected a number >= 0, or form:start:stop:begin:end, such as cosine:0:1:1000:10000"
+        ) from error
+    ramp(0)  # an unknown form, or an end before the beginning, is refused now and not in the first step
+    return ramp
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise ValueError(text)
+    return number

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import ClassVar
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import ConfigError
-from finetune.objectives.weighted import Weighted
+from finetune.objectives.weighted import Weighted, parse_weight
 from finetune.outputs import Objective, Outputs
 
 
@@ -61,3 +63,27 @@ def test_what_is_wrong_is_said_in_one_line() -> None:
         Weighted({"a": Mean(1.0)}, {"a": -1.0}).weights(3)
     with pytest.raises(ConfigError, match="the weights of a, b are all 0 at step 0"):
         Weighted({"a": Mean(1.0), "b": Mean(1.0)}, {"a": 0.0, "b": 0.0})(OUTPUTS, 0)
+
+
+def test_a_weight_is_written_as_a_number_or_as_a_ramp() -> None:
+    assert parse_weight("0.1") == parse_weight(0.1) == 0.1
+    weighted = Weighted({"a": Mean(1.0), "b": Mean(1.0)}, {"b": parse_weight("cosine:0.5:1:10:30")})
+    # It rises from start to stop without a jump, half way in the middle.
+    expected = {0: 0.5, 10: 0.5, 15: 0.5 + 0.25 * (1 - math.cos(math.pi / 4)), 20: 0.75, 30: 1.0, 99: 1.0}
+    assert {step: weighted.weights(step)["b"] for step in expected} == pytest.approx(expected)
+    path = [weighted.weights(step)["b"] for step in range(40)]
+    assert path == sorted(path)
+    assert max(b - a for a, b in pairwise(path)) < 0.05
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "inf", "cosine:0:1:10", "cosine:0:1:10:x", "linear:0:-1:1:2", ""])
+def test_a_weight_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"weight '{text}': expected a number >= 0, or form:start:stop:begin:end"):
+        parse_weight(text)
+
+
+def test_a_ramp_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="schedule 'cosin': expected linear, cosine, step"):
+        parse_weight("cosin:0:1:1:2")
+    with pytest.raises(ConfigError, match="ends at step 1, before it begins at 5"):
+        parse_weight("linear:0:1:5:1")
