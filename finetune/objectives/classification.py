@@ -120,9 +120,9 @@ class Classification(Objective):
         self.register_buffer("center", torch.tensor(center, dtype=torch.float32))
         self.register_buffer("spread", torch.tensor(spread, dtype=torch.float32))
         weights = _class_weights(columns, known, task) if class_weight else np.ones((2, 1))
-        self.register_buffer("class_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
+        self.register_buffer("class_weights", torch.tensor(weights, dtype=torch.float32))
         positives = _pos_weights(columns, known) if pos_weight == "balanced" else np.array([pos_weight or 1.0])
-        self.register_buffer("pos_weights", torch.tensor(positives, dtype=torch.float32), persistent=False)
+        self.register_buffer("pos_weights", torch.tensor(positives, dtype=torch.float32))
         self.balanced = class_weight is not None
         self.classifier: nn.Module = _perceptron(dim, hidden, outputs, dropout)
 

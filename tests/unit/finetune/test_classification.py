@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
         objective("multiclass").start_from(nn.Linear(DIM, 2))
     with pytest.raises(TaskError, match="ends in a linear layer of 3 outputs, found ReLU"):
         objective("multiclass").start_from(nn.Sequential(nn.Linear(DIM, 3), nn.ReLU()))
-    with pytest.raises(TaskError, match="pos_weight=2.0 needs positives, and the task is multiclass"):
+    with pytest.raises(TaskError, match=r"pos_weight=2\.0 needs positives, and the task is multiclass"):
         objective("multiclass", pos_weight=2.0)
     with pytest.raises(TaskError, match="class_weight=balanced needs classes, and the task is regression"):
         objective("regression", class_weight="balanced")
