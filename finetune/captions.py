@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ class SpecialTokens:
 
 
 class CaptionTokenizer:
-    """Texts to token numbers between a beginning and an end, and back; from several threads.
+    """Texts to token numbers between a beginning and an end, and back; not from several threads at once.
 
     Parameters
     ----------
@@ -67,7 +66,6 @@ class CaptionTokenizer:
             raise ConfigError(f"captioning: max_length has to be at least {SHORTEST}, got {max_length}")
         # Tokenizers keep the settings of their last call as state, and this one's owner goes on using it.
         self._tokenizer = deepcopy(tokenizer)
-        self._lock = Lock()
         self.special = _special_tokens(tokenizer)
         self.max_length = max_length
         # Not their number: a vocabulary may have gaps.
@@ -148,14 +146,12 @@ class CaptionTokenizer:
 
     def decode(self, ids: Tensor) -> list[str]:
         """Return the texts of token numbers, int64, shape (b, l), up to the first end and without special ones."""
-        with self._lock:
-            return [self._text(row) for row in ids.tolist()]
+        return [self._text(row) for row in ids.tolist()]
 
     def _ids(self, text: str) -> list[int]:
-        with self._lock:
-            found = self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-            room = self.max_length - 2
-            self.truncated += len(found) > room
+        found = self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        room = self.max_length - 2
+        self.truncated += len(found) > room
         return [self.special.begin, *found[:room], self.special.end]
 
     def _text(self, row: list[int]) -> str:

@@ -9,35 +9,43 @@ from torch.nn.functional import cross_entropy
 
 from data.errors import ConfigError
 from finetune.gather import joint_mean
+from finetune.captions import CaptionTokenizer
 from finetune.decoder import CaptionDecoder
+from finetune.generate import beam_search
 from finetune.outputs import Objective, Outputs
+from heads.params import Count, Fraction
 
-IGNORED = -100
+_IGNORED = -100
 
 
 class Captioning(Objective):
-    """The cross-entropy of next tokens, mean over the real ones of all processes.
+    r"""The cross-entropy of next tokens, mean over those of all processes that are no padding.
 
-    ::
+    .. math::
+        L = -\frac{1}{N} \sum_{i,j} \Big[ (1 - e) \log p_{ij}(w_{ij}) + \frac{e}{V} \sum_w \log p_{ij}(w) \Big],
+        \quad p_{ij} = \mathrm{softmax}\big(\mathrm{decoder}(w_{i0} \dots w_{i,j-1};\ \text{tokens of } i)\big)
 
-        loss = - 1/N sum over captions i, places j of [ (1 - e) log p(w_j) + e/V sum over w of log p(w) ]
-        p = softmax(decoder(w_0 ... w_{j-1}; tokens of i))
-
-    N counts the places that are no padding, beginnings apart, and V the vocabulary [1]_. Every token counts the same,
-    so that a long caption weighs more than a short one, on whichever process it is. A sample without a caption, its
-    mask all False, has no part in the loss.
+    with e the label smoothing, V the vocabulary, and N the places (i, j) behind the beginnings [1]_. Every one of them
+    counts the same, so that a long caption weighs more than a short one, on whichever process it is. A sample
+    without a caption, its mask all False, has no part in the loss.
 
     Parameters
     ----------
-    decoder
-        Learned with the objective.
-    smoothing
-        ``e`` of label smoothing, 0 to below 1.
+    tokenizer
+        Of the captions.
+    token_dim
+        Length of the encoder's tokens.
+    layers, heads, dim, feedforward, positions, dropout, tied
+        Of the decoder, see `finetune.decoder.CaptionDecoder`.
+    label_smoothing
+        Share of the target that is spread over the vocabulary.
+    beams, length_penalty
+        How captions are written, see `finetune.generate.beam_search`; one beam takes the likeliest token each time.
 
     Raises
     ------
     ConfigError
-        If `smoothing` is out of its range.
+        If `heads` does not divide `dim`, or the tokenizer's longest caption has more tokens than `positions`.
 
     References
     ----------
@@ -47,26 +55,67 @@ class Captioning(Objective):
     name: ClassVar[str] = "captioning"
     needs: ClassVar[frozenset[str]] = frozenset({"tokens", "captions", "caption_mask"})
 
-    def __init__(self, decoder: CaptionDecoder, *, smoothing: float = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        tokenizer: CaptionTokenizer,
+        token_dim: int,
+        layers: Count = 6,
+        heads: Count = 8,
+        dim: Count = 512,
+        feedforward: Count = 2048,
+        positions: Count = 512,
+        dropout: Fraction = 0.1,
+        tied: bool = True,
+        label_smoothing: Fraction = 0.1,
+        beams: Count = 1,
+        length_penalty: float = 1.0,
+    ) -> None:
         super().__init__()
-        if not 0 <= smoothing < 1:
-            raise ConfigError(f"captioning: smoothing has to be in [0, 1), got {smoothing}")
-        self.decoder = decoder
-        self.smoothing = smoothing
+        if positions < tokenizer.max_length:
+            raise ConfigError(
+                f"{self.name}: positions={positions} is too few for captions of {tokenizer.max_length} tokens"
+            )
+        self.tokenizer = tokenizer
+        self.label_smoothing = label_smoothing
+        self.beams = beams
+        self.length_penalty = length_penalty
+        self.decoder = CaptionDecoder(
+            vocabulary=tokenizer.vocabulary,
+            memory_dim=token_dim,
+            layers=layers,
+            heads=heads,
+            dim=dim,
+            feedforward=feedforward,
+            positions=positions,
+            dropout=dropout,
+            tied=tied,
+        )
 
     def forward(self, outputs: Outputs) -> Tensor:
-        """Return the loss of a batch."""
+        """Return the loss of a batch; 0 if none of its samples has a caption."""
         assert outputs.tokens is not None
         assert outputs.captions is not None
         assert outputs.caption_mask is not None
         logits = self.decoder(outputs.captions[:, :-1], outputs.tokens)
         real = outputs.caption_mask[:, 1:]
-        targets = outputs.captions[:, 1:].masked_fill(~real, IGNORED)
         total = cross_entropy(
             logits.float().flatten(0, 1),
-            targets.flatten(),
-            ignore_index=IGNORED,
-            label_smoothing=self.smoothing,
+            outputs.captions[:, 1:].masked_fill(~real, _IGNORED).flatten(),
+            ignore_index=_IGNORED,
+            label_smoothing=self.label_smoothing,
             reduction="sum",
         )
         return joint_mean(total, real.sum())
+
+    def write(self, tokens: Tensor) -> list[str]:
+        """Return a caption for each input, of the encoder's tokens, shape (b, t, c); in eval mode."""
+        made = beam_search(
+            self.decoder,
+            tokens,
+            self.tokenizer.special,
+            max_length=self.tokenizer.max_length,
+            beams=self.beams,
+            length_penalty=self.length_penalty,
+        )
+        return self.tokenizer.decode(made.ids)

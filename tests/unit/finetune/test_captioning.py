@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import log_softmax
 from data.errors import ConfigError
 from finetune.captions import SpecialTokens
 from finetune.decoder import CaptionDecoder
-from finetune.generate import beam_search, greedy
+from finetune.generate import greedy
 from finetune.objectives.captioning import Captioning
 from finetune.outputs import Outputs
 
@@ -19,14 +20,25 @@ SPECIAL = SpecialTokens(begin=1, end=2, padding=0)
 VOCABULARY = 24
 
 
+TOKENIZER = SimpleNamespace(vocabulary=VOCABULARY, special=SPECIAL, max_length=12, decode=lambda ids: ids.tolist())
+SIZES = {"layers": 2, "heads": 2, "dim": 16, "feedforward": 32, "positions": 16, "dropout": 0.1}
+
+
 def make_decoder(seed: int = 0, **options) -> CaptionDecoder:
     torch.manual_seed(seed)
-    sizes = {"layers": 2, "heads": 2, "dim": 16, "feedforward": 32, "positions": 16, "dropout": 0.1}
-    decoder = CaptionDecoder(vocabulary=VOCABULARY, memory_dim=6, **{**sizes, **options})
-    # The small weights of a beginning hide what a change does.
-    for parameter in decoder.parameters():
+    return spread(CaptionDecoder(vocabulary=VOCABULARY, memory_dim=6, **{**SIZES, **options}))
+
+
+def make_objective(**options) -> Captioning:
+    torch.manual_seed(0)
+    return spread(Captioning(tokenizer=TOKENIZER, token_dim=6, **{**SIZES, **options}))
+
+
+def spread(module):
+    """Draw larger weights: the small ones of a beginning hide what a change does."""
+    for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    return decoder.eval()
+    return module.eval()
 
 
 def make_captions(n: int, *, longest: int = 9, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,7 +160,7 @@ def outputs(ids: torch.Tensor, mask: torch.Tensor, memory: torch.Tensor) -> Outp
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_is_its_formula(smoothing: float) -> None:
-    objective = Captioning(make_decoder(), smoothing=smoothing)
+    objective = make_objective(label_smoothing=smoothing)
     (ids, mask), memory = make_captions(5), make_tokens(5)
     terms = []
     for row, real, seen in zip(ids, mask, memory, strict=True):
@@ -160,11 +172,11 @@ def test_the_loss_is_its_formula(smoothing: float) -> None:
     torch.testing.assert_close(
         objective(outputs(ids, mask, memory)).double(), torch.stack(terms).mean(), atol=1e-5, rtol=0
     )
-    assert Captioning(make_decoder()).smoothing == 0.1
+    assert make_objective().label_smoothing == 0.1
 
 
 def test_padding_changes_nothing() -> None:
-    objective, (ids, mask), memory = Captioning(make_decoder()), make_captions(4), make_tokens(4)
+    objective, (ids, mask), memory = make_objective(), make_captions(4), make_tokens(4)
     loss = objective(outputs(ids, mask, memory))
     loss.backward()
     gradients = [parameter.grad.clone() for parameter in objective.parameters()]
@@ -181,7 +193,7 @@ def test_padding_changes_nothing() -> None:
 
 
 def test_a_sample_without_a_caption_has_no_part() -> None:
-    objective, (ids, mask), memory = Captioning(make_decoder()), make_captions(3), make_tokens(3)
+    objective, (ids, mask), memory = make_objective(), make_captions(3), make_tokens(3)
     mask[1] = False
     rest = [0, 2]
     torch.testing.assert_close(
@@ -194,7 +206,7 @@ def test_a_sample_without_a_caption_has_no_part() -> None:
 
 
 def test_a_gradient_reaches_the_encoder_s_tokens() -> None:
-    objective, (ids, mask), memory = Captioning(make_decoder()), make_captions(3), make_tokens(3)
+    objective, (ids, mask), memory = make_objective(), make_captions(3), make_tokens(3)
     mask[2] = False
     memory.requires_grad_()
     objective(outputs(ids, mask, memory)).backward()
@@ -203,17 +215,15 @@ def test_a_gradient_reaches_the_encoder_s_tokens() -> None:
     assert not touched[2].any()
 
 
-def test_a_smoothing_out_of_range_is_refused() -> None:
-    with pytest.raises(ConfigError, match="smoothing"):
-        Captioning(make_decoder(), smoothing=1.0)
+def test_captions_longer_than_the_positions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="positions=11 is too few for captions of 12 tokens"):
+        make_objective(positions=11)
 
 
 def test_eight_captions_are_learned_by_heart_and_written_again() -> None:
     torch.manual_seed(0)
-    decoder = CaptionDecoder(
-        vocabulary=VOCABULARY, memory_dim=6, layers=2, heads=2, dim=32, feedforward=64, positions=16, dropout=0.0
-    )
-    objective = Captioning(decoder, smoothing=0.0)
+    sizes = {**SIZES, "dim": 32, "feedforward": 64, "dropout": 0.0}
+    objective = Captioning(tokenizer=TOKENIZER, token_dim=6, label_smoothing=0.0, beams=3, **sizes)
     (ids, mask), memory = make_captions(8), make_tokens(8)
     optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
     for _ in range(250):
@@ -222,10 +232,8 @@ def test_eight_captions_are_learned_by_heart_and_written_again() -> None:
         loss.backward()
         optimizer.step()
     assert loss < 0.02
-    decoder.eval()
-    for made in (
-        greedy(decoder, memory, SPECIAL, max_length=12),
-        beam_search(decoder, memory, SPECIAL, max_length=12, beams=3),
-    ):
-        assert torch.equal(made.ids, ids)
-        assert made.ended.all()
+    objective.eval()
+    made = greedy(objective.decoder, memory, SPECIAL, max_length=12)
+    assert torch.equal(made.ids, ids)
+    assert made.ended.all()
+    assert objective.write(memory) == ids.tolist()
