@@ -18,6 +18,7 @@ from finetune.feed import Known
 from finetune.groups import parameter_groups
 from finetune.model import Model
 from finetune.objectives.classification import Classification
+from finetune.objectives.weighted import Weighted, parse_weight
 from finetune.outputs import Objective
 from finetune.pairs import number_texts
 from finetune.registry import make_objective, objective_class, split_settings
@@ -171,7 +172,8 @@ def build(config: FinetuneConfig, samples: Samples, towers: Towers, *, device: s
         classification = objectives["classification"]
         assert isinstance(classification, Classification)
         classification.start_from(classifier_from_run(config.warm_start, spec, samples.task))
-    model = Model(tower, text_tower, objectives, device=torch.device(device))
+    weights = {name: parse_weight(weight) for name, weight in config.weight.items()}
+    model = Model(tower, text_tower, Weighted(objectives, weights), device=torch.device(device))
     return Built(
         model=model,
         policies=policies,

@@ -80,6 +80,11 @@ class FinetuneConfig(ManifestConfig):
         default="youden",
         description="chosen on the rows that choose the epoch: youden, gmean, 0.5, sensitivity=0.9, specificity=0.9",
     )
+    weight: Settings = Field(
+        default={},
+        description="weight of an objective in the sum, such as captioning=0.5, or a ramp over steps, "
+        "form:start:stop:begin:end, such as captioning=cosine:0:1:1000:10000; default: 1",
+    )
     set: Settings = Field(default={}, description="a parameter of an objective, such as contrastive.temperature=0.07")
     amp: Literal["no", "fp16", "bf16"] = Field(default="no", description="arithmetic of the forward pass")
     track: Names = Field(default=(), description="also write the curves for tensorboard, mlflow or wandb")

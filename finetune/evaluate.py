@@ -74,7 +74,7 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
         ),
         accelerator=make_accelerator(built.model.device, own.amp),
         batch_size=own.batch_size,
-        weights=dict.fromkeys(own.objective, 1.0),
+        last_step=record.training["last_step"],
         seed=own.seed,
     )
     openings = None if config.split in ("train", "val") else opened(own, samples, rows, store, command)
@@ -89,6 +89,7 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
         n_boot=config.bootstrap,
         min_positives=own.min_positives,
         seed=config.seed,
+        write=True,
     )
     return Evaluation(
         run=str(config.run),
@@ -133,8 +134,8 @@ def _trained_on(config: EvaluateConfig, samples: Samples, rows: list[int]) -> li
         return []
     examples = ", ".join(samples.data.manifest.ids[i] for i in shared[:3])
     message = (
-        f"{len(shared)} of the {len(rows)} rows to evaluate are rows that {config.run} was trained on (e.g. {examples}); such "
-        f"scores say nothing about new data: evaluate other rows, or accept that with --allow-leakage"
+        f"{len(shared)} of the {len(rows)} rows to evaluate are rows that {config.run} was trained on (e.g. "
+        f"{examples}); such scores say nothing about new data: evaluate other rows, or accept that with --allow-leakage"
     )
     if not config.allow_leakage:
         raise LeakageError(f"{config.manifest}: {message}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from data.digest import key_bytes
 from data.errors import ConfigError, did_you_mean
 from data.task import Task
 from finetune.model import Model
+from finetune.objectives.captioning import Captioning
 from finetune.objectives.classification import Classification
 from finetune.outputs import Outputs
 from finetune.pairs import number_texts
@@ -21,6 +23,7 @@ from finetune.retrieval import evaluate_retrieval
 from finetune.runner import Runner
 from finetune.samples import Samples
 from finetune.table import flat_estimates
+from finetune.texts import text_metrics
 from heads.evaluation.metrics import HEADLINE, LOWER_IS_BETTER
 from heads.evaluation.per_target import evaluate_task
 
@@ -39,12 +42,15 @@ class Measured:
         Of a task, as `heads.evaluation.scoring` defines them.
     arrays
         ``vectors`` and ``texts`` of pairs.
+    written
+        The captions that a decoder wrote, one per row, where it was asked to.
     """
 
     losses: Mapping[str, float]
     metrics: dict[str, Any]
     scores: NDArray[np.float64] | None = None
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    written: tuple[str, ...] = ()
 
 
 def measure(
@@ -56,6 +62,7 @@ def measure(
     n_boot: int = 0,
     min_positives: int = 1,
     seed: int = 0,
+    write: bool = False,
 ) -> Measured:
     """Judge some rows.
 
@@ -71,8 +78,10 @@ def measure(
         Resamples of groups behind each interval; 0 for none.
     min_positives, seed
         As of `heads.evaluation.metrics.evaluate`.
+    write
+        Whether a decoder writes a caption for each row, which takes a pass per token.
     """
-    passed = runner.evaluate(rows, _collect)
+    passed = runner.evaluate(rows, partial(_collect, write=write))
     metrics: dict[str, Any] = {}
     scores = None
     groups = samples.data.groups[rows]
@@ -100,7 +109,21 @@ def measure(
             n_boot=n_boot,
             seed=seed,
         )
-    return Measured(losses=passed.losses, metrics=metrics, scores=scores, arrays=pairs)
+    written: tuple[str, ...] = ()
+    if "written" in passed.arrays:
+        written = tuple(passed.arrays["written"])
+        metrics["captions"] = text_metrics(written, _references(samples, rows), groups=groups, n_boot=n_boot, seed=seed)
+    return Measured(losses=passed.losses, metrics=metrics, scores=scores, arrays=pairs, written=written)
+
+
+def _references(samples: Samples, rows: NDArray[np.int64]) -> list[list[str]]:
+    """Return the captions of each row: its own, and those of other rows with the same input."""
+    assert samples.texts is not None  # there is a decoder that learned from them
+    keys = [key_bytes(samples.data.instances.keys[row]) for row in rows]
+    known: dict[bytes, list[str]] = {}
+    for key, row in zip(keys, rows, strict=True):
+        known.setdefault(key, []).append(samples.texts[row])
+    return [known[key] for key in keys]
 
 
 def value_of(measured: Measured, chosen: str) -> float:
@@ -113,7 +136,7 @@ def value_of(measured: Measured, chosen: str) -> float:
     """
     if chosen in measured.losses:
         return measured.losses[chosen]
-    known = {name: each["value"] for name, each in flat_estimates(measured.metrics).items()}
+    known: dict[str, float | None] = {name: each["value"] for name, each in flat_estimates(measured.metrics).items()}
     if chosen not in known:
         raise ConfigError(f"--choose {chosen}: {did_you_mean(chosen, ['loss', *known])}")
     value = known[chosen]
@@ -132,9 +155,9 @@ def logged(measured: Measured, chosen: str, task: Task | None) -> dict[str, floa
     return {**measured.losses, **{name: value for name, value in values.items() if value is not None}}
 
 
-def _collect(model: Model, outputs: Outputs) -> Mapping[str, Tensor]:
+def _collect(model: Model, outputs: Outputs, *, write: bool) -> Mapping[str, Tensor | list[str]]:
     """Return what a batch's rows are judged by."""
-    kept: dict[str, Tensor] = {}
+    kept: dict[str, Tensor | list[str]] = {}
     if "classification" in model.objectives:
         objective = model.objectives["classification"]
         assert isinstance(objective, Classification)
@@ -142,4 +165,9 @@ def _collect(model: Model, outputs: Outputs) -> Mapping[str, Tensor]:
         kept["scores"] = objective.scores(outputs.vectors)
     if outputs.texts is not None and outputs.vectors is not None:
         kept |= {"vectors": outputs.vectors, "texts": outputs.texts}
+    if write and "captioning" in model.objectives:
+        captioning = model.objectives["captioning"]
+        assert isinstance(captioning, Captioning)
+        assert outputs.tokens is not None
+        kept["written"] = captioning.write(outputs.tokens)
     return kept

@@ -24,11 +24,11 @@ from contextlib import ExitStack
 
 import torch
 
-
 from data.digest import digest_json
 from data.progress import Progress, Silent
 from featurestore.extract import resolve_device
 from featurestore.store import FeatureStore
+from finetune.batches import steps_of
 from finetune.build import Towers, build, check_options, load_towers, text_sources
 from finetune.checkpoint import Checkpoints, Progressed
 from finetune.config import FinetuneConfig
@@ -81,6 +81,9 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     run = _identity(config, samples, towers)
     samples, items = decodable(samples, towers, config, progress)
     built = build(config, samples, towers, device=device)
+    train, choosing = samples.choosing(config.validation_fraction, config.seed)
+    sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate, "processes": accelerator.num_processes}
+    last_step = config.epochs * len(steps_of(train, **sizes))
     runner = Runner(
         model=built.model,
         feed=Feed(
@@ -93,7 +96,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         ),
         accelerator=accelerator,
         batch_size=config.batch_size,
-        weights=dict.fromkeys(config.objective, 1.0),
+        last_step=last_step,
         seed=config.seed,
     )
     loop = Loop(runner, policies=built.policies, groups=built.groups, course=_course(config))
@@ -102,7 +105,6 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     if state.step:
         checkpoints.load(state, loop.model, loop.optimizer)
         progress.note(f"going on after step {state.step}, in epoch {state.epoch}")
-    train, choosing = samples.choosing(config.validation_fraction, config.seed)
 
     def judge() -> tuple[Mapping[str, float], float]:
         found = measure(runner, samples, choosing, min_positives=config.min_positives)
@@ -130,7 +132,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
 
 
 def decodable(samples: Samples, towers: Towers, config: FinetuneConfig, progress: Progress) -> tuple[Samples, Items]:
-    """Decode all samples, and return those that can be; the others are listed as dropped, by the kind of their damage."""
+    """Decode all samples and return those that can be; the others are listed as dropped, by kind of damage."""
     workers = (os.cpu_count() or 1) if config.workers == "auto" else config.workers
     items = Items(towers.tower, samples.sources, workers=workers)
     failures = items.decode_all(progress)

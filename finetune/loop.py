@@ -206,8 +206,8 @@ class Loop:
             last = number + 1 == len(passes)
             with self._together(exchange=last):
                 with self.accelerator.autocast():
-                    losses = self._wrapped(batch)
-                loss = torch.stack([self.runner.weights[name] * each for name, each in losses.items()]).sum()
+                    losses = self._wrapped(batch, step)
+                loss = self.model.objectives.total(losses, step)
                 self._require_finite(losses, epoch, step)
                 self.accelerator.backward(loss * (len(whole) / count))
             for name, each in {**losses, "loss": loss}.items():
@@ -228,6 +228,6 @@ class Loop:
         for name, loss in losses.items():
             if not bool(torch.isfinite(self.runner.mean(loss))):
                 raise FinetuneError(
-                    f"the loss of {name} is {loss.item()} in epoch {epoch}, step {step}: training diverged; lower --lr or "
-                    f"--encoder-lr, or lengthen --warmup. The last whole checkpoint is kept"
+                    f"the loss of {name} is {loss.item()} in epoch {epoch}, step {step}: training diverged; lower "
+                    f"--lr or --encoder-lr, or lengthen --warmup. The last whole checkpoint is kept"
                 )

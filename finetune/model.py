@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune.outputs import Objective, Outputs
+from finetune.objectives.weighted import Weighted
+from finetune.outputs import Outputs
 from finetune.towers import Tower
 
 
@@ -43,18 +43,16 @@ class Model(nn.Module):
     tower, text_tower
         Of the samples, and of their texts where an objective needs these as vectors.
     objectives
-        By name; each is summed with a weight of its own.
+        By name, and the weight of each in the sum.
     device
         Where it computes.
     """
 
-    def __init__(
-        self, tower: Tower, text_tower: Tower | None, objectives: Mapping[str, Objective], *, device: torch.device
-    ) -> None:
+    def __init__(self, tower: Tower, text_tower: Tower | None, objectives: Weighted, *, device: torch.device) -> None:
         super().__init__()
         self.tower = tower
         self.text_tower = text_tower
-        self.objectives = nn.ModuleDict(dict(objectives))
+        self.objectives = objectives
         self.device = device
         self.to(device)
 
@@ -68,13 +66,10 @@ class Model(nn.Module):
             if (value := getattr(batch.known, each.name)) is not None
         }
         made = {"vectors": vectors, "tokens": tokens, "texts": texts}
-        return replace(Outputs(**known), **{name: value.float() for name, value in made.items() if value is not None})
+        full = {name: value.float() for name, value in made.items() if value is not None}
+        return Outputs(**known, **full, inputs=batch.inputs)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss of each objective."""
-        return self.losses(self.outputs(batch))
-
-    def losses(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Return the loss of each objective from what the towers gave, in float32 whatever is around the call."""
-        with torch.autocast(self.device.type, enabled=False):
-            return {name: objective(outputs) for name, objective in self.objectives.items()}
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return the loss of each objective that has a weight at a step."""
+        losses: dict[str, Tensor] = self.objectives(self.outputs(batch), step)
+        return losses

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,10 @@ from featurestore.store import FeatureStore
 from finetune.build import Built
 from finetune.checkpoint import Progressed
 from finetune.config import FinetuneConfig
-from finetune.evaluation import measure
+from finetune.evaluation import Measured, measure
 from finetune.hand import hand_back, towers_of
 from finetune.history import History
+from finetune.outputs import Objective
 from finetune.page import write_page
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner
@@ -89,7 +90,8 @@ def finish(
     openings = opened(config, samples, data.rows("test"), store, command)
     if openings:
         progress.note(openings.explain())
-    metrics, judged = _judge(config, trained, cuts)
+    judged = _judge(config, trained, cuts)
+    metrics = {split: {**found.metrics, "losses": dict(found.losses)} for split, found in judged.items()}
     if runner.accelerator.is_main_process:
         progress.stage("handing the encoder back", 1)
         hand_back(out, trained.built)
@@ -107,6 +109,7 @@ def finish(
         training={
             "epochs": state.epoch,
             "steps": state.step,
+            "last_step": trained.runner.last_step,
             "best_epoch": state.best_epoch,
             "best_value": state.best_value,
             "before": trained.history.before,
@@ -132,14 +135,19 @@ def finish(
     return record
 
 
-def _write_tables(config: FinetuneConfig, trained: Trained, judged: Sequence[Judged], cuts: Sequence[float]) -> None:
+def _write_tables(
+    config: FinetuneConfig, trained: Trained, judged: Mapping[str, Measured], cuts: Sequence[float]
+) -> None:
     samples, data = trained.samples, trained.samples.data
     rows = data.instances.of(trained.train)
     truth = truth_columns(samples.task, data.y[trained.train]) if samples.task else {}
     keys = [key_hex(key) for key in rows.keys]
     write_table(config.out / TRAINED, {"id": list(rows.manifest.ids), "key": keys, **truth})
-    if judged:
-        write_table(config.out / "predictions.csv", predictions(data, judged, cuts))
+    scored = [Judged(split, data.rows(split), each.scores) for split, each in judged.items() if each.scores is not None]
+    if scored:
+        write_table(config.out / "predictions.csv", predictions(data, scored, cuts))
+    if samples.texts is not None and judged:
+        write_table(config.out / "texts.csv", texts_table(samples, judged))
 
 
 def _thresholds(config: FinetuneConfig, trained: Trained) -> dict[str, Threshold]:
@@ -151,20 +159,41 @@ def _thresholds(config: FinetuneConfig, trained: Trained) -> dict[str, Threshold
     return choose_thresholds(task, trained.samples.data.y[trained.choosing], found.scores, rule=config.threshold)
 
 
-def _judge(
-    config: FinetuneConfig, trained: Trained, cuts: Sequence[float]
-) -> tuple[dict[str, dict[str, Any]], list[Judged]]:
-    """Return the metrics of val and test rows, and their scores.
+def texts_table(samples: Samples, judged: Mapping[str, Measured]) -> dict[str, list[str]]:
+    """Return a row per judged pair: its text, the nearest text of the split, and what a decoder wrote."""
+    table: dict[str, list[str]] = {}
+    assert samples.texts is not None  # asked of samples with texts
+    for split, found in judged.items():
+        rows = samples.data.rows(split)
+        own = [samples.texts[row] for row in rows]
+        columns = {"id": [samples.data.manifest.ids[row] for row in rows], "split": [split] * len(rows), "text": own}
+        if found.arrays:
+            cosine = _unit(found.arrays["vectors"]) @ _unit(found.arrays["texts"]).T
+            columns["nearest"] = [own[i] for i in cosine.argmax(axis=1)]
+            columns["cosine"] = [f"{value:.4f}" for value in cosine.diagonal()]
+        if found.written:
+            columns["written"] = list(found.written)
+        for name, values in columns.items():
+            table.setdefault(name, []).extend(values)
+    return table
+
+
+def _unit(rows: NDArray[Any]) -> NDArray[np.float64]:
+    unit: NDArray[np.float64] = rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return unit
+
+
+def _judge(config: FinetuneConfig, trained: Trained, cuts: Sequence[float]) -> dict[str, Measured]:
+    """Judge val and test rows.
 
     The thresholds were chosen on val rows, where they would flatter: these are cut at 0.5.
     """
-    metrics: dict[str, dict[str, Any]] = {}
-    judged: list[Judged] = []
+    judged: dict[str, Measured] = {}
     for split, thresholds in (("val", 0.5), ("test", cuts or 0.5)):
         rows = trained.samples.data.rows(split)
         if not len(rows):
             continue
-        found = measure(
+        judged[split] = measure(
             trained.runner,
             trained.samples,
             rows,
@@ -172,11 +201,9 @@ def _judge(
             n_boot=config.bootstrap,
             min_positives=config.min_positives,
             seed=config.seed,
+            write=True,
         )
-        metrics[split] = {**found.metrics, "losses": dict(found.losses)}
-        if found.scores is not None:
-            judged.append(Judged(split, rows, found.scores))
-    return metrics, judged
+    return judged
 
 
 def opened(
@@ -227,12 +254,11 @@ def _parameters(built: Built) -> dict[str, dict[str, int]]:
 
 def _measures(built: Built) -> dict[str, float]:
     """Return what objectives have learned that can be told in a number, such as a temperature."""
-    return {
-        f"{name}/{key}": value
-        for name, objective in built.model.objectives.items()
-        if hasattr(objective, "measures")
-        for key, value in objective.measures().items()
-    }
+    found = {}
+    for name, objective in built.model.objectives.items():
+        assert isinstance(objective, Objective)
+        found |= {f"{name}/{key}": value for key, value in objective.measures().items()}
+    return found
 
 
 def _remarks(metrics: dict[str, dict[str, Any]]) -> list[str]:

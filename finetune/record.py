@@ -42,7 +42,8 @@ class FinetuneRecord(BaseModel):
     parameters
         Per part of the network how many parameters it has (``all``) and how many were ever trained (``trained``).
     training
-        ``epochs`` that were made, ``steps``, what the rows that chose the epoch were worth ``before`` any training,
+        ``epochs`` that were made, ``steps``, the ``last_step`` there could have been, what the rows that chose the
+        epoch were worth ``before`` any training,
         ``best_epoch``, ``best_value`` and what it was ``chosen_by`` and ``chosen_on``,
         ``processes``, and the objectives' ``measures`` at the best epoch, such as a temperature.
     history

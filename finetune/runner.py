@@ -36,8 +36,8 @@ class Passed:
     arrays: Mapping[str, NDArray[Any]]
 
 
-Collect = Callable[[Model, Outputs], Mapping[str, Tensor]]
-"""What an evaluation pass keeps of a batch: arrays whose first axis is its rows."""
+Collect = Callable[[Model, Outputs], Mapping[str, Tensor | list[str]]]
+"""What an evaluation pass keeps of a batch: tensors whose first axis is its rows, or a text for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ class Runner:
         Knows the processes and the arithmetic.
     batch_size
         Rows of a forward pass, over all processes.
-    weights
-        Of each objective in the sum.
+    last_step
+        The step whose weights of objectives judge, so that epochs are chosen by one sum.
     seed
         Seed of everything random.
     """
@@ -62,7 +62,7 @@ class Runner:
     feed: Feed
     accelerator: Accelerator
     batch_size: int
-    weights: Mapping[str, float]
+    last_step: int
     seed: int
 
     def evaluate(self, rows: Rows, collect: Collect | None = None) -> Passed:
@@ -88,14 +88,15 @@ class Runner:
                 torch.manual_seed(seed_of(self.seed, len(whole), int(whole[0])))  # of masks, the same each time
                 with self.accelerator.autocast():
                     outputs = self.model.outputs(batch)
-                    losses = self.model.losses(outputs)
+                    losses = self.model.objectives(outputs, self.last_step)
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0.0) + float(self.mean(loss)) * len(whole)
                 if collect is not None:
-                    kept = {name: each.cpu().numpy() for name, each in collect(self.model, outputs).items()}
+                    kept = {name: _array(each) for name, each in collect(self.model, outputs).items()}
                     parts.append((batch.rows, kept))
         means = {name: total / len(rows) for name, total in sums.items()}
-        means["loss"] = sum(self.weights[name] * value for name, value in means.items())
+        weights = self.model.objectives.weights(self.last_step)
+        means["loss"] = sum(weights[name] * value for name, value in means.items())
         return Passed(losses=means, arrays=self._ordered(parts, rows))
 
     def _ordered(
@@ -113,6 +114,10 @@ class Runner:
         """Return the mean of a scalar over the processes."""
         mean: Tensor = self.accelerator.reduce(value.detach().clone(), reduction="mean")
         return mean
+
+
+def _array(values: Tensor | list[str]) -> NDArray[Any]:
+    return values.cpu().numpy() if isinstance(values, Tensor) else np.array(values, dtype=object)
 
 
 def make_accelerator(device: torch.device, amp: str) -> Accelerator:

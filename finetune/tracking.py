@@ -6,7 +6,7 @@ Trackers are told; they are never asked. A run computes the same with and withou
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -113,7 +113,11 @@ class WandB:
         self._run.finish()
 
 
-_TRACKERS = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
+_TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WandB,
+}
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -132,7 +136,8 @@ def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any], *,
         If a name is unknown, or its package is not installed.
     """
     check_trackers(names)
-    return [JsonLines(run, until=until), *(_TRACKERS[name](run, config) for name in names)]
+    chosen: list[Tracker] = [_TRACKERS[name](run, config) for name in names]
+    return [JsonLines(run, until=until), *chosen]
 
 
 def _load(module: str, distribution: str) -> ModuleType:
