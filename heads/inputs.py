@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from data.filecache import FileCache
 from data.manifest import Manifest, Modality, Source
 from data.progress import Progress, Silent
 from data.sources import read_manifest
+from featurestore.catalog import HANDED_BACK, canonical
 from featurestore.describe import size
 from featurestore.errors import FeaturesMissing
 from featurestore.features import Features
@@ -97,12 +99,17 @@ def find_features(
     HeadError
         If an encoder is named twice.
     """
-    found = [_find(store, name, pooling, precision, modality) for name in encoders]
+    found = [_find(store, stored_id(name), pooling, precision, modality) for name in encoders]
     prints = [features.fingerprint for features in found]
     for name, fingerprint in zip(encoders, prints, strict=True):
         if prints.count(fingerprint) > 1:
             raise HeadError(f"--encoder {name}: the same features are named twice; name each encoder once")
     return found
+
+
+def stored_id(name: str) -> str:
+    """Return the id that the features of an encoder are stored under; of the folder of a fine-tuned one its full id."""
+    return canonical(name) if (Path(name) / HANDED_BACK).is_file() else name
 
 
 def _find(

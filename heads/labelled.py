@@ -38,7 +38,7 @@ from data.text import load_text
 from featurestore.store import FeatureStore
 from heads.bags import Bags
 from heads.context import Context
-from heads.inputs import Block, Inputs, Missing, Normalize, find_features, load_inputs
+from heads.inputs import Block, Inputs, Missing, Normalize, find_features, load_inputs, stored_id
 from heads.prompts import PromptSet
 from heads.samples import Instances, agreed, bags_of, samples_of
 
@@ -132,6 +132,7 @@ def join_features(
 
     A bag goes on with the rows that have features; one without any is dropped and listed.
     """
+    encoders = tuple(map(stored_id, encoders))
     features = find_features(store, encoders, pooling=pooling, precision=precision, modality=manifest.modality)
     inputs = load_inputs(
         manifest,
