@@ -65,3 +65,7 @@ class Objective(nn.Module):
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of a batch."""
         raise NotImplementedError
+
+    def measures(self) -> dict[str, float]:
+        """Return values that are worth following beside the loss, such as a temperature."""
+        return {}

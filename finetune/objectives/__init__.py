@@ -1,1 +1,1 @@
-"""What a fine-tuning minimises: one file per objective."""
+"""Objectives: what is minimised, one file each, with its formula."""

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data.errors import ConfigError
+from featurestore.errors import EncoderError
+from finetune.blocks import anatomy, is_outside, norms
+from finetune.unfreeze import Policy, merged_state
+
+Make = Callable[[str], nn.Module]
+Run = Callable[[nn.Module], Tensor]
+
+SMALL = (
+    "timm-vit", "torchvision-vit", "mvit", "open_clip-image", "open_clip-text", "hf-vit", "dinov2", "clip-image",
+    "clip-text", "siglip-image", "siglip-text", "bert", "distilbert",
+)  # fmt: skip
+
+
+def trains(network: nn.Module) -> set[str]:
+    return {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def applied(policy: str, network: nn.Module, epoch: int = 0) -> set[str]:
+    Policy.parse(policy).apply(network, epoch)
+    return trains(network)
+
+
+def train(network: nn.Module, run: Run, steps: int = 2) -> None:
+    """Take steps that move whatever can be moved, weight decay included."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        run(network).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("text", ["none", "all", "last:2", "gradual:8:2", "gradual:0:1", "lora:4"])
+def test_a_policy_is_read_as_it_is_written(text: str) -> None:
+    assert str(Policy.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "last", "last:0", "last:-1", "gradual:3", "lora:0", "all:2", "half", "last:1.5"])
+def test_another_word_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--unfreeze {text}: expected none, last:K"):
+        Policy.parse(text)
+
+
+def test_first_epoch_and_change() -> None:
+    assert [Policy.parse(each).first_epoch for each in ("none", "last:1", "gradual:8:2", "lora:1")] == [None, 0, 8, 0]
+    gradual = Policy.parse("gradual:8:2")
+    assert [epoch for epoch in range(20) if gradual.changes_at(epoch)] == [8]
+    assert not any(
+        Policy.parse(each).changes_at(epoch) for each in ("none", "all", "gradual:0:2") for epoch in range(9)
+    )
+
+
+def test_more_blocks_train_more_and_none_is_in_all(kind: str, count: int, make_network: Make) -> None:
+    network = make_network(kind)
+    sets = [applied(f"last:{k}", network) for k in range(1, count + 1)]
+    depths = anatomy(network).depths
+    assert applied("none", network) == set()
+    assert all(small < large for small, large in pairwise(sets))
+    assert sets[-1] == {name for name, depth in depths.items() if depth > 0} < applied("all", network)
+    assert applied("all", network) == {name for name in depths if not is_outside(name)}
+    assert all(depths[name] >= count for name in sets[0])
+
+
+@pytest.mark.parametrize("kind", [*SMALL, "timm-efficientnet", "timm-convnext", "open_clip-resnet"])
+def test_frozen_parts_stay_to_the_bit_and_the_others_move(kind: str, make_network: Make, run_network: Run) -> None:
+    network = make_network(kind)
+    opened = applied("last:1", network)
+    before = deepcopy(network.state_dict())
+    train(network, run_network)
+    after = network.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    # What is only read off another layer than this vector has no gradient; all else must move.
+    grads = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
+    assert grads <= opened
+    assert {name for name in moved if name in dict(network.named_parameters())} == grads
+    assert len(grads) > len(opened) / 2
+    upper = [f"{name}." for name, module in network.named_modules() if module is anatomy(network).blocks[-1]]
+    upper += [
+        f"{name}." for name, module in network.named_modules() if any(module is top for top in anatomy(network).top)
+    ]
+    assert all(name in opened or name.startswith(tuple(upper)) for name in moved)
+
+
+def test_statistics_of_frozen_batch_norms_stay_and_of_trained_ones_move(make_network: Make, run_network: Run) -> None:
+    network = make_network("resnet18")
+    Policy.parse("last:1").apply(network, 0)
+    before = deepcopy(network.state_dict())
+    run_network(network)
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("layer4.") for name in moved)
+
+
+def test_frozen_modules_are_in_eval_mode_after_somebody_called_train(kind: str, make_network: Make) -> None:
+    network = make_network(kind)
+    network.train()
+    Policy.parse("last:1").apply(network, 3)
+    parts = anatomy(network)
+    upper = {id(inner) for module in (parts.blocks[-1], *parts.top) for inner in module.modules()}
+    assert all(module.training == (id(module) in upper) for module in network.modules())
+    Policy.parse("none").apply(network, 0)
+    assert not any(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize("kind", ["timm-convnext", "open_clip-resnet", "mvit", "siglip-text", "bert"])
+def test_gradual_is_frozen_then_opens_the_blocks_and_all_norms(kind: str, make_network: Make) -> None:
+    network = make_network(kind)
+    last = applied("last:1", network)
+    names = {
+        f"{name}.{own}"
+        for name, module in network.named_modules()
+        if module in norms(network)
+        for own, _ in module.named_parameters(recurse=False)
+    }
+    assert [len(applied("gradual:2:1", network, epoch)) for epoch in (0, 1)] == [0, 0]
+    assert applied("gradual:2:1", network, 2) == last | names
+    assert applied("gradual:2:1", network, 9) == last | names
+
+
+def test_norms_that_train_in_frozen_blocks_keep_their_statistics(make_network: Make, run_network: Run) -> None:
+    network = make_network("timm-efficientnet")
+    Policy.parse("gradual:0:1").apply(network, 0)
+    before = deepcopy(network.state_dict())
+    train(network, run_network, steps=1)
+    after = network.state_dict()
+    assert not torch.equal(after["bn1.weight"], before["bn1.weight"])
+    assert torch.equal(after["bn1.running_mean"], before["bn1.running_mean"])
+    assert torch.equal(after["conv_stem.weight"], before["conv_stem.weight"])
+    assert not torch.equal(after["bn2.running_mean"], before["bn2.running_mean"])
+
+
+def test_more_blocks_than_there_are_is_refused(make_network: Make) -> None:
+    for policy in ("last:3", "gradual:1:3"):
+        with pytest.raises(EncoderError, match=f"--unfreeze {policy}: BertModel has 2 blocks, fewer than 3"):
+            Policy.parse(policy).prepare(make_network("bert"))
+
+
+def test_a_network_without_known_blocks_can_train_wholly_or_not_at_all() -> None:
+    network = nn.Sequential(nn.Linear(2, 2))
+    for policy in ("last:1", "gradual:1:1", "lora:2"):
+        with pytest.raises(EncoderError, match="its blocks are not known"):
+            Policy.parse(policy).prepare(network)
+    Policy.parse("all").prepare(network)
+    assert applied("all", network) == {"0.weight", "0.bias"}
+    assert applied("none", network) == set()
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_lora_trains_its_additions_only_and_merges(kind: str, make_network: Make, run_network: Run) -> None:
+    network, plain = make_network(kind), make_network(kind)
+    before = run_network(plain)
+    policy = Policy.parse("lora:2")
+    policy.prepare(network)
+    policy.apply(network, 0)
+    torch.testing.assert_close(run_network(network), before, atol=1e-6, rtol=0)
+    assert trains(network)
+    assert all("lora_" in name for name in trains(network))
+
+    base = {name: tensor.clone() for name, tensor in network.state_dict().items() if "lora_" not in name}
+    train(network, run_network, steps=3)
+    assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
+    # The first step moves B from zero; from the second on A has a gradient: all additions take part in the output.
+    assert all(parameter.grad.any() for parameter in network.parameters() if parameter.requires_grad)
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in base.items())
+
+    trained = run_network(network).detach()
+    state = merged_state(network)
+    assert state.keys() == plain.state_dict().keys()
+    plain.load_state_dict(state)
+    torch.testing.assert_close(run_network(plain), trained, atol=1e-5, rtol=0)
+    assert (trained - before).abs().max() > 1e-3
+    torch.testing.assert_close(run_network(network), trained, atol=0, rtol=0)  # and is as it was
+
+
+def test_lora_is_the_same_for_the_same_seed(make_network: Make) -> None:
+    def state(seed: int) -> dict[str, Tensor]:
+        network = make_network("bert")
+        Policy.parse("lora:2").prepare(network, seed=seed)
+        return network.state_dict()
+
+    first, same, other = state(0), state(0), state(1)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_lora_needs_linear_layers(make_network: Make) -> None:
+    with pytest.raises(EncoderError, match="--unfreeze lora:2: the blocks of ResNet have no linear layers"):
+        Policy.parse("lora:2").prepare(make_network("resnet18"))
+
+
+def test_the_state_of_a_network_without_lora_is_its_own(make_network: Make) -> None:
+    network = make_network("bert")
+    state = merged_state(network)
+    assert state.keys() == network.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
