@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from data.errors import ConfigError
-from finetune.averaging import joint_mean
 from finetune.captions import CaptionTokenizer
 from finetune.decoder import CaptionDecoder
+from finetune.gather import joint_mean
 from finetune.generate import beam_search
 from finetune.outputs import Objective, Outputs
 from heads.params import Count, Fraction

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from data.errors import ConfigError
-from finetune.averaging import joint_mean
+from finetune.gather import joint_mean
 from finetune.outputs import Objective, Outputs
 from finetune.patches import Patches
 from finetune.towers import Tower
