@@ -254,7 +254,7 @@ def _parameters(built: Built) -> dict[str, dict[str, int]]:
 
 def _measures(built: Built) -> dict[str, float]:
     """Return what objectives have learned that can be told in a number, such as a temperature."""
-    found = {}
+    found: dict[str, float] = {}
     for name, objective in built.model.objectives.items():
         assert isinstance(objective, Objective)
         found |= {f"{name}/{key}": value for key, value in objective.measures().items()}

@@ -15,6 +15,8 @@ from finetune.decoder import CaptionDecoder
 from finetune.generate import greedy
 from finetune.objectives.captioning import Captioning
 from finetune.outputs import Outputs
+from finetune.registry import make_objective
+from heads.errors import HeadError
 
 SPECIAL = SpecialTokens(begin=1, end=2, padding=0)
 VOCABULARY = 24
@@ -29,7 +31,7 @@ def make_decoder(seed: int = 0, **options) -> CaptionDecoder:
     return spread(CaptionDecoder(vocabulary=VOCABULARY, memory_dim=6, **{**SIZES, **options}))
 
 
-def make_objective(**options) -> Captioning:
+def captioning(**options) -> Captioning:
     torch.manual_seed(0)
     return spread(Captioning(tokenizer=TOKENIZER, token_dim=6, **{**SIZES, **options}))
 
@@ -160,7 +162,7 @@ def outputs(ids: torch.Tensor, mask: torch.Tensor, memory: torch.Tensor) -> Outp
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_is_its_formula(smoothing: float) -> None:
-    objective = make_objective(label_smoothing=smoothing)
+    objective = captioning(label_smoothing=smoothing)
     (ids, mask), memory = make_captions(5), make_tokens(5)
     terms = []
     for row, real, seen in zip(ids, mask, memory, strict=True):
@@ -172,11 +174,11 @@ def test_the_loss_is_its_formula(smoothing: float) -> None:
     torch.testing.assert_close(
         objective(outputs(ids, mask, memory)).double(), torch.stack(terms).mean(), atol=1e-5, rtol=0
     )
-    assert make_objective().label_smoothing == 0.1
+    assert captioning().label_smoothing == 0.1
 
 
 def test_padding_changes_nothing() -> None:
-    objective, (ids, mask), memory = make_objective(), make_captions(4), make_tokens(4)
+    objective, (ids, mask), memory = captioning(), make_captions(4), make_tokens(4)
     loss = objective(outputs(ids, mask, memory))
     loss.backward()
     gradients = [parameter.grad.clone() for parameter in objective.parameters()]
@@ -193,7 +195,7 @@ def test_padding_changes_nothing() -> None:
 
 
 def test_a_sample_without_a_caption_has_no_part() -> None:
-    objective, (ids, mask), memory = make_objective(), make_captions(3), make_tokens(3)
+    objective, (ids, mask), memory = captioning(), make_captions(3), make_tokens(3)
     mask[1] = False
     rest = [0, 2]
     torch.testing.assert_close(
@@ -206,7 +208,7 @@ def test_a_sample_without_a_caption_has_no_part() -> None:
 
 
 def test_a_gradient_reaches_the_encoder_s_tokens() -> None:
-    objective, (ids, mask), memory = make_objective(), make_captions(3), make_tokens(3)
+    objective, (ids, mask), memory = captioning(), make_captions(3), make_tokens(3)
     mask[2] = False
     memory.requires_grad_()
     objective(outputs(ids, mask, memory)).backward()
@@ -215,9 +217,20 @@ def test_a_gradient_reaches_the_encoder_s_tokens() -> None:
     assert not touched[2].any()
 
 
+def test_the_table_of_objectives_makes_it() -> None:
+    settings = {"layers": "1", "heads": "2", "dim": "8", "feedforward": "8", "tied": "false", "length_penalty": "0"}
+    made = make_objective("captioning", settings, tokenizer=TOKENIZER, token_dim=5, task=None, dim=3)
+    assert isinstance(made, Captioning)
+    assert made.decoder.memory.in_features == 5
+    assert made.decoder.logits.weight.shape == (VOCABULARY, 8)
+    assert made.length_penalty == 0
+    with pytest.raises(HeadError, match="label_smoothing='1' is wrong"):
+        make_objective("captioning", {"label_smoothing": "1"}, tokenizer=TOKENIZER, token_dim=5)
+
+
 def test_captions_longer_than_the_positions_are_refused() -> None:
     with pytest.raises(ConfigError, match="positions=11 is too few for captions of 12 tokens"):
-        make_objective(positions=11)
+        captioning(positions=11)
 
 
 def test_eight_captions_are_learned_by_heart_and_written_again() -> None:

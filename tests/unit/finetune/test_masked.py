@@ -29,6 +29,7 @@ from featurestore.forward import freeze
 from finetune.objectives.masked import Masked
 from finetune.outputs import Outputs
 from finetune.patches import Patches
+from finetune.registry import make_objective
 from finetune.towers import Tower, load_tower
 
 SIDE = 32
@@ -365,6 +366,13 @@ def test_the_loss_of_real_pictures_falls(tmp_path) -> None:
         losses.append(loss.item())
     assert np.mean(losses[:3]) > 0.95
     assert np.mean(losses[-10:]) < 0.5  # 1 is what knows nothing
+
+
+def test_the_table_of_objectives_makes_it(tower: Tower) -> None:
+    settings = {"share": "0.5", "target": "features", "dim": "16", "heads": "2"}
+    made = make_objective("masked", settings, tower=tower, dim=3, task=None)
+    assert isinstance(made, Masked)
+    assert (made.hidden, made.target, made.decoder.inner.out_features) == (8, "features", 16)
 
 
 def test_other_networks_are_refused_by_name() -> None:
