@@ -61,8 +61,6 @@ class Built:
         The network.
     policies
         Of ``tower`` and ``text_tower``.
-    groups
-        Parameter groups of the optimizer.
     known
         What objectives know of the samples.
     captions
@@ -71,7 +69,6 @@ class Built:
 
     model: Model
     policies: dict[str, Policy]
-    groups: list[dict[str, Any]]
     known: Known
     captions: CaptionTokenizer | None = None
 
@@ -177,7 +174,6 @@ def build(config: FinetuneConfig, samples: Samples, towers: Towers, *, device: s
     return Built(
         model=model,
         policies=policies,
-        groups=_groups(config, model, policies),
         known=_known(config, samples, captions),
         captions=captions,
     )
@@ -225,8 +221,15 @@ def _objectives(
     return {name: make_objective(name, settings[name], **given) for name in config.objective}
 
 
-def _groups(config: FinetuneConfig, model: Model, policies: dict[str, Policy]) -> list[dict[str, Any]]:
-    """Return the groups of everything that is ever trained, and leave the network as its first epoch trains it."""
+def groups_of(config: FinetuneConfig, built: Built) -> list[dict[str, Any]]:
+    """Return the parameter groups of everything that is ever trained, and leave the network as its first epoch is.
+
+    Raises
+    ------
+    FinetuneError
+        If nothing is trained.
+    """
+    model, policies = built.model, built.policies
     parts: dict[str, tuple[nn.Module, float]] = {"objectives": (model.objectives, 1.0)}
     for name, policy in policies.items():
         tower: Tower = getattr(model, name)

@@ -29,7 +29,7 @@ from data.progress import Progress, Silent
 from featurestore.extract import resolve_device
 from featurestore.store import FeatureStore
 from finetune.batches import steps_of
-from finetune.build import Towers, build, check_options, load_towers, text_sources
+from finetune.build import Towers, build, check_options, groups_of, load_towers, text_sources
 from finetune.checkpoint import Checkpoints, Progressed
 from finetune.config import FinetuneConfig
 from finetune.evaluation import logged, measure, value_of
@@ -81,6 +81,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     run = _identity(config, samples, towers)
     samples, items = decodable(samples, towers, config, progress)
     built = build(config, samples, towers, device=device)
+    groups = groups_of(config, built)
     train, choosing = samples.choosing(config.validation_fraction, config.seed)
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate, "processes": accelerator.num_processes}
     last_step = config.epochs * len(steps_of(train, **sizes))
@@ -99,7 +100,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         last_step=last_step,
         seed=config.seed,
     )
-    loop = Loop(runner, policies=built.policies, groups=built.groups, course=_course(config))
+    loop = Loop(runner, policies=built.policies, groups=groups, course=_course(config))
     checkpoints = Checkpoints(config.out / "checkpoints", loop.changing)
     state = (None if config.overwrite else checkpoints.read(run)) or Progressed(run=run)
     if state.step:
@@ -126,7 +127,14 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         state = loop.run(train, state=state, checkpoints=checkpoints, judge=judge, trackers=trackers, progress=progress)
     checkpoints.load_best(state, loop.model)
     trained = Trained(
-        samples=samples, built=built, runner=runner, state=state, train=train, choosing=choosing, history=history
+        samples=samples,
+        built=built,
+        groups=groups,
+        runner=runner,
+        state=state,
+        train=train,
+        choosing=choosing,
+        history=history,
     )
     return finish(config, trained, store, remarks=remarks, command=command, started=started, progress=progress)
 

@@ -41,8 +41,8 @@ class Trained:
 
     Attributes
     ----------
-    samples, built, runner
-        What it was trained on, what it is, and what computes it.
+    samples, built, groups, runner
+        What it was trained on, what it is, what was trained of it, and what computes it.
     state
         The end of training.
     train, choosing
@@ -53,6 +53,7 @@ class Trained:
 
     samples: Samples
     built: Built
+    groups: Sequence[Mapping[str, Any]]
     runner: Runner
     state: Progressed
     train: NDArray[np.int64]
@@ -105,7 +106,7 @@ def finish(
         inputs=tuple(towers_of(out, trained.built)),
         task=samples.task.to_dict() if samples.task else None,
         counts={**_counts(samples), "trained": len(trained.train), "choosing": len(trained.choosing)},
-        parameters=_parameters(trained.built),
+        parameters=_parameters(trained),
         training={
             "epochs": state.epoch,
             "steps": state.step,
@@ -231,10 +232,10 @@ def _counts(samples: Samples) -> dict[str, Any]:
     return {"samples": len(data.y), "groups": len(np.unique(data.groups)), "splits": splits, "dropped": dropped}
 
 
-def _parameters(built: Built) -> dict[str, dict[str, int]]:
+def _parameters(trained: Trained) -> dict[str, dict[str, int]]:
     """Return how many parameters each part has, and how many of them were ever trained."""
-    trained = {id(parameter) for group in built.groups for parameter in group["params"]}
-    model = built.model
+    moved = {id(parameter) for group in trained.groups for parameter in group["params"]}
+    model = trained.built.model
     parts: dict[str, nn.Module | None] = {
         "encoder": model.tower.network,
         "projection": model.tower.projection,
@@ -247,7 +248,7 @@ def _parameters(built: Built) -> dict[str, dict[str, int]]:
         if part is not None and (parameters := list(part.parameters())):
             found[name] = {
                 "all": sum(each.numel() for each in parameters),
-                "trained": sum(each.numel() for each in parameters if id(each) in trained),
+                "trained": sum(each.numel() for each in parameters if id(each) in moved),
             }
     return found
 
