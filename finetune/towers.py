@@ -106,6 +106,8 @@ def load_tower(
         modality=modality,
         pooling=pooling,
         also=(TOKENS,) if tokens else (),
+        # As `extract` stores what it computes in fp32, so that a tower has the fingerprint of those features.
+        dtype="float32",
         device=device,
         trust_remote_code=trust_remote_code,
     )

@@ -1,4 +1,4 @@
-"""`finetune` and what follows it, on tiny networks: runs that are whole, go on, agree with frozen features and refuse."""
+"""`finetune` and what follows it, on tiny networks: runs are whole, go on, agree with frozen features and refuse."""
 
 from __future__ import annotations
 
@@ -181,10 +181,10 @@ def test_micro_batches_make_the_step_of_the_whole_batch(tuned) -> None:
 def test_a_frozen_encoder_gives_the_scores_of_cached_features(
     tuned, frostline, clip: str, pairs: Path, tmp_path
 ) -> None:
+    from data.progress import Silent
     from data.sources import read_manifest
     from featurestore.store import FeatureStore
     from heads.labelled import join_features
-    from data.progress import Silent
 
     result, run = tuned("--unfreeze", "none", "--lr", "0.05")
     assert result.code == 0, result.err
