@@ -94,7 +94,7 @@ def test_a_head_on_stored_features_is_where_training_through_the_encoder_begins(
     frostline, pictures, tmp_path: Path
 ) -> None:
     """The cached path and the end-to-end one agree: logits through the network are those of the head."""
-    manifest, store = pictures(24, classes=3), tmp_path / "store"
+    manifest, store = pictures(36, classes=3), tmp_path / "store"
     assert frostline("extract", manifest, "--store", store, "--encoder", BASE).code == 0
     fit = ("fit-head", manifest, "--store", store, "--target", "label", "--group", "patient", "--bootstrap", 20)
     result = frostline(*fit, "--encoder", BASE, "--out", tmp_path / "run")
