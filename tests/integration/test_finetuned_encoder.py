@@ -10,8 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from data.progress import Silent
+from data.sources import read_manifest
+from data.task import Task
+from featurestore.store import FeatureStore
 from finetune.handback import save_encoder
 from finetune.towers import load_tower
+from finetune.warm_start import classifier_from_run
+from heads.saved import join_inputs, load_head
 
 BASE = "timm:test_efficientnet/random:0"
 
@@ -82,3 +88,23 @@ def test_it_encodes_the_frames_of_videos(frostline, encoder: Path, make_film, ma
     assert result.code == 0, result.err
     assert result.json["encoded"] == 3
     assert result.json["encoder"] == f"frames:2+finetuned:{encoder.resolve()}"
+
+
+def test_a_head_on_stored_features_is_where_training_through_the_encoder_begins(
+    frostline, pictures, tmp_path: Path
+) -> None:
+    """The cached path and the end-to-end one agree: logits through the network are those of the head."""
+    manifest, store = pictures(36, classes=3), tmp_path / "store"
+    assert frostline("extract", manifest, "--store", store, "--encoder", BASE).code == 0
+    fit = ("fit-head", manifest, "--store", store, "--target", "label", "--group", "patient", "--bootstrap", 20)
+    result = frostline(*fit, "--encoder", BASE, "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    tower = load_tower(BASE, modality="image", device="cpu")
+    bundle = load_head(tmp_path / "run")
+    classifier = classifier_from_run(tmp_path / "run", tower.encoder.spec, Task.from_dict(bundle.task))
+    table = read_manifest(manifest, input="path")
+    with torch.no_grad():
+        logits = classifier(tower(tower.collate([tower.read(each) for each in table.sources]))[0])
+    X = join_inputs(table, bundle, FeatureStore(store), Silent()).X
+    expected = torch.from_numpy(bundle.head.decision_function(X)).float()
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
