@@ -168,6 +168,7 @@ def build(config: FinetuneConfig, samples: Samples, towers: Towers, *, device: s
     if config.warm_start is not None:
         classification = objectives["classification"]
         assert isinstance(classification, Classification)
+        assert samples.task is not None  # it is what the classifier learns
         classification.start_from(classifier_from_run(config.warm_start, spec, samples.task))
     weights = {name: parse_weight(weight) for name, weight in config.weight.items()}
     model = Model(tower, text_tower, Weighted(objectives, weights), device=torch.device(device))
