@@ -19,7 +19,10 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"),
     *(".dcm", ".dicom", ".nii", ".nii.gz"),
 )
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff")
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff"),
+    *(".m4a", ".aac", ".wma", ".mka", ".weba"),
+)
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 TEXT_SUFFIXES = (".txt", ".text")
 MEDIA: tuple[Modality, ...] = ("image", "audio", "video")

@@ -33,6 +33,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from data.containers import open_container
 from data.errors import SampleError
 from data.manifest import Source
 from data.pixels import Image8, decoding, one_line
@@ -49,8 +50,17 @@ MAX_FRAMES = 1_000_000
 MAX_SAMPLED_BYTES = 4 * 2**30
 """Most memory that the sampled frames of one video may take."""
 
-_FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpeg", "mpegvideo", "mpegts", "gif", "asf", "flv", "ogg")
-"""The demuxers that may be tried. Named, because playlists would open other files and the network."""
+_KINDS = {
+    **dict.fromkeys(("mov", "mp4"), "MP4, MOV"),
+    "avi": "AVI",
+    **dict.fromkeys(("mpeg", "mpegvideo", "mpegts"), "MPEG"),
+    **dict.fromkeys(("matroska", "webm"), "Matroska, WebM"),
+    "gif": "GIF",
+    "asf": "WMV",
+    "flv": "FLV",
+    "ogg": "Ogg",
+}
+"""The demuxers that may be tried, and what users call their files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +276,7 @@ def _opened(source: Source) -> Iterator[_Video]:
     if source.path is None:
         raise SampleError("missing", f"{name}: expected the path of a video file")
     _check_file(source.path, name)
-    with decoding(name, "a video", av.FFmpegError), _container(source.path, name) as container:
+    with decoding(name, "a video", av.FFmpegError), open_container(source.path, name, "a video", _KINDS) as container:
         stream = _video_stream(container, name)
         packets = _packets(container, stream, name)
         shown = [packet.pts for packet in packets if not packet.is_discard]
@@ -285,22 +295,6 @@ def _check_file(path: Path, name: str) -> None:
         raise SampleError("empty", f"{name}: expected a video, found an empty file")
     if size > MAX_FILE_BYTES:
         raise SampleError("too_large", f"{name}: expected at most {MAX_FILE_BYTES:,} bytes, found {size:,}")
-
-
-def _container(path: Path, name: str) -> InputContainer:
-    # "file:" keeps a path from being read as an address, the lists keep a file from naming others.
-    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
-    try:
-        return av.open(f"file:{path}", options=options)
-    except (av.error.InvalidDataError, av.error.ArgumentError) as error:
-        with path.open("rb") as file:
-            beginning = file.read(12)
-        if beginning[4:8] == b"ftyp":
-            message = f"{name}: expected a video, found an MP4 file cut short or never finished: it has no index (moov)"
-            raise SampleError("truncated", message) from error
-        known = "MP4, MOV, AVI, MPEG, Matroska, WebM, GIF, WMV, FLV or Ogg"
-        message = f"{name}: expected a video ({known}), found bytes that begin {beginning!r}"
-        raise SampleError("unreadable", message) from error
 
 
 def _video_stream(container: InputContainer, name: str) -> VideoStream:
