@@ -10,9 +10,11 @@ import pytest
 import soundfile
 from PIL import Image
 
+import data.audio
 from data.filecache import FileCache
 from data.progress import Silent
 from data.sources import read_manifest
+from featurestore.bandwidth import file_rates
 from featurestore.store import FeatureStore
 from heads import labelled
 
@@ -140,3 +142,31 @@ def test_copies_of_a_recording_are_kept_together_and_only_copies(frostline, tmp_
     (tmp_path / "0.wav").unlink()
     moved = labelled._near_duplicates(samples, keys, np.eye(15, dtype=np.float32), FeatureStore(store), Silent())
     assert len(moved.pairs) == 0, "where contents are gone, vectors are all there is"
+
+
+@pytest.mark.parametrize("encoder", ["audio:logmel", "spectrogram+timm:test_vit/random:0"])
+def test_files_of_different_rates_are_counted_and_said(frostline, good, encoder: str, tmp_path) -> None:
+    """What an 8 kHz file cannot hold would tell the recorder; below the common limit all are alike."""
+    arguments = ("extract", table(tmp_path, good), "--store", tmp_path / "store", "--encoder")
+    said = "the recordings hold different frequencies by the rates of their files: 1 up to 4,000 Hz, 3 up to 8,000 Hz"
+    first = frostline(*arguments, encoder)
+    assert first.code == 0, first.err
+    assert f"{said}; a head may learn the recorder: give one limit for all, as in audio:mfcc/fmax=4000" in first.out
+    again = frostline(*arguments, encoder, "--json")
+    assert (again.json["encoded"], again.json["bandwidths"]) == (0, {"4000": 1, "8000": 3})
+    wrapper, _, inside = encoder.partition("+")
+    limited = f"{wrapper}:fmax=4000+{inside}" if inside else f"{encoder}/fmax=4000"
+    alike = frostline(*arguments, limited)
+    assert alike.code == 0, alike.err
+    assert "different frequencies" not in alike.out
+
+
+def test_rates_are_read_once_and_a_part_counts_for_the_whole(good, tmp_path, monkeypatch) -> None:
+    cells = [*good, "wide.wav|telephone.wav", "absent.wav"]
+    manifest = read_manifest(table(tmp_path, cells))
+    with FileCache(tmp_path / "files.sqlite") as cache:
+        keys, _ = cache.keys(manifest.sources)
+        assert file_rates(manifest, keys, cache, workers=2) == {8000: 2, 16_000: 2, 44_100: 1}
+    monkeypatch.setattr(data.audio, "file_rate", lambda _: 1 / 0)
+    with FileCache(tmp_path / "files.sqlite") as cache:
+        assert file_rates(manifest.select(range(5)), keys[:5], cache, workers=2) == {8000: 2, 16_000: 2, 44_100: 1}
