@@ -141,7 +141,7 @@ def trim_silence(recording: Recording, top_db: float) -> Recording:
 
 
 def file_rate(source: Source) -> int:
-    """Return the samples per second that a recording is stored at, of several files the lowest; nothing is decoded.
+    """Return the samples per second that a recording is stored at, of several files the lowest.
 
     Raises
     ------

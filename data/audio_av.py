@@ -2,14 +2,16 @@
 
 Decoded by FFmpeg (PyAV), the first sound track of a file that has several. What FFmpeg decodes is taken as it is: a
 delay of the encoder is cut off where the file states it, and only there. A file in which the decoder meets damage is
-refused as a whole. A bare AAC stream that ends between two of its frames cannot be told from a whole one.
+refused as a whole. Only MP4, MOV and most Matroska files state how long their sound is: another one that ends between
+two packets cannot be told from a whole one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -37,7 +39,7 @@ _KINDS = {
 _BY_LIBSNDFILE = ("WAV", "FLAC", "Ogg", "MP3", "AIFF")
 
 _SLACK_S = 0.1
-"""Packets of sound are shorter; stated lengths count the delay of the encoder, or do not."""
+"""Stated lengths count the delay of the encoder, or do not."""
 _DURATION_TAG = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)$")
 
 
@@ -66,14 +68,18 @@ def opened_track(path: Path, max_seconds: float) -> Iterator[Track]:
             others = ", ".join(stream.type for stream in container.streams) or "no stream at all"
             raise SampleError("unsupported", f"{name}: expected {what}, found no sound in the file ({others})")
         stream = container.streams.audio[0]
-        rate = stream.codec_context.sample_rate
-        check_rate(path, rate)
-        stated = _stated_seconds(container, stream)
+        stated = _stated_end(container, stream)
         check_length(path, stated or 0, max_seconds)
-        yield Track(rate, _mono_blocks(path, _frames(path, container, stream, stated), rate, max_seconds))
+        frames = _frames(path, container, stream, stated)
+        # Of a stream in two layers (HE-AAC) the header may state half the rate: that of a frame is the true one.
+        first = next(frames, None)
+        if first is None:
+            raise SampleError("empty", f"{path}: expected a recording, found one of 0 samples")
+        check_rate(path, first.sample_rate)
+        yield Track(first.sample_rate, _mono_blocks(path, chain([first], frames), first.sample_rate, max_seconds))
 
 
-def _mono_blocks(path: Path, frames: Iterator[AudioFrame], rate: int, max_seconds: float) -> Iterator[Samples]:
+def _mono_blocks(path: Path, frames: Iterable[AudioFrame], rate: int, max_seconds: float) -> Iterator[Samples]:
     """Yield the average of the channels, frame by frame."""
     # Only the type of the numbers changes: rate and layout stay those of the first frame.
     as_floats, done = AudioResampler(format="fltp"), 0
@@ -85,13 +91,11 @@ def _mono_blocks(path: Path, frames: Iterator[AudioFrame], rate: int, max_second
         check_length(path, done / rate, max_seconds)
         for converted in as_floats.resample(frame):
             yield converted.to_ndarray().mean(axis=0, dtype=np.float32)
-    if not done:
-        raise SampleError("empty", f"{path}: expected a recording, found one of 0 samples")
 
 
 def _frames(path: Path, container: InputContainer, stream: AudioStream, stated: float | None) -> Iterator[AudioFrame]:
     """Decode to the end, refusing what is damaged or cut short."""
-    packets, read, seconds = container.demux(stream), 0, 0.0
+    packets, read, seconds, end = container.demux(stream), 0, 0.0, 0.0
     for packet in packets:
         if packet.is_corrupt:
             raise cut_short(path, seconds, stated)
@@ -104,20 +108,22 @@ def _frames(path: Path, container: InputContainer, stream: AudioStream, stated: 
             found = f"damage after {seconds:.4g} s ({one_line(error)})"
             raise SampleError("unreadable", f"{path}: expected a recording, found {found}; copy it again") from error
         read += bool(packet.size)
+        if packet.pts is not None and packet.duration is not None and packet.time_base is not None:
+            end = max(end, float((packet.pts + packet.duration) * packet.time_base))
         for frame in frames:
             seconds += frame.samples / frame.sample_rate
             yield frame
     promised = len(stream.index_entries) if container.format.name.startswith("mov") else 0
-    if read < promised or (stated is not None and seconds < stated - _SLACK_S):
+    # By its packets an MP4 is counted; its length may be that before an edit.
+    ends_early = not promised and stated is not None and end < stated - _SLACK_S
+    if read < promised or ends_early:
         raise cut_short(path, seconds, stated)
 
 
-def _stated_seconds(container: InputContainer, stream: AudioStream) -> float | None:
-    """Return how long the file says that its sound is; None where it says nothing, or FFmpeg would guess."""
-    if container.format.name.startswith("mov"):
-        return (
-            None if stream.duration is None or stream.time_base is None else float(stream.duration * stream.time_base)
-        )
+def _stated_end(container: InputContainer, stream: AudioStream) -> float | None:
+    """Return when the sound ends by what the file says, in seconds; None if it says nothing, or FFmpeg would guess."""
+    if container.format.name.startswith("mov") and stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
     if container.format.name.startswith("matroska"):
         tag = _DURATION_TAG.match(stream.metadata.get("DURATION", ""))
         if tag is not None:

@@ -159,6 +159,20 @@ def test_cut_short(name: str, options: dict[str, Any], share: float, tmp_path: P
     assert "cut short" in str(error) if name == "a.m4a" else "found only the first" in str(error)
 
 
+def test_sound_that_begins_late_is_not_called_cut_short(tmp_path: Path) -> None:
+    """What Matroska states is when a sound ends, not how long it is."""
+    path = tmp_path / "late.mka"
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray((melody() * 30_000).astype(np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts = 16_000, 3 * 16_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert container.streams.audio[0].metadata["DURATION"].startswith("00:00:05")
+    assert load(path).seconds == pytest.approx(2)
+
+
 def test_how_much_is_left_is_told(tmp_path: Path) -> None:
     path = record(tmp_path / "a.m4a", melody(), muxer={"movflags": "faststart"})
     content = path.read_bytes()
