@@ -253,23 +253,21 @@ def _near_duplicates(
 ) -> NearPairs:
     """Return which samples have nearly the same content.
 
-    Images are compared by perceptual hash, videos by that of their middle frame, texts by their normalised
-    words; where none can be read (imported features), embeddings that point in the same direction are taken as
-    the same. A sample that is kept without such content is near to none.
+    Images are compared by perceptual hash, videos by that of their middle frame, recordings by that of their
+    spectrogram, texts by their normalised words; where none can be read (imported features), embeddings that point
+    in the same direction are taken as the same. A sample that is kept without such content is near to none.
     """
     sources = [source for source in manifest.sources if source is not None]
     if sources and all(source.modality == "text" and _exists(source) for source in sources):
         return near_pairs_by_text([None if source is None else _text(source) for source in manifest.sources])
-    if sources and all(source.modality in ("image", "video") and _exists(source) for source in sources):
+    if sources and all(source.modality != "text" and _exists(source) for source in sources):
         progress.stage("perceptual hashes", len(manifest))
-        hashes = perceptual_hashes(
-            manifest.sources,
-            keys,
-            FileCache(store.files_cache),
-            _picture,
-            workers=os.cpu_count() or 1,
-            progress=progress.advance,
-        )
+        cache, workers = FileCache(store.files_cache), os.cpu_count() or 1
+        if manifest.modality == "audio":
+            from data.sound_hash import near_recordings
+
+            return near_recordings(manifest.sources, keys, cache, workers=workers, progress=progress.advance)
+        hashes = perceptual_hashes(manifest.sources, keys, cache, _picture, workers=workers, progress=progress.advance)
         return near_pairs(hashes)
     return near_pairs_by_embedding(X.mean() if isinstance(X, Bags) else np.nan_to_num(X))
 
@@ -292,4 +290,4 @@ def _text(source: Source) -> str | None:
 
 
 def _exists(source: Source) -> bool:
-    return source.path is None or source.path.exists()
+    return source.path is None or all(path.exists() for path in (source.path, *source.rest))
