@@ -121,21 +121,33 @@ def plain_encoders(encoders: Sequence[str]) -> tuple[str, ...]:
 
 
 def find_views(
-    store: FeatureStore, encoders: Sequence[str], *, pooling: str | None, precision: str | None
+    store: FeatureStore, encoders: Sequence[str], *, pooling: str | None, precision: str | None, bag: str | None
 ) -> dict[int, Features]:
     """Return the stored views of those encoders that give some, by the encoders' positions.
+
+    Parameters
+    ----------
+    store, encoders, pooling, precision
+        See `heads.inputs.find_features`.
+    bag
+        The column of bags, if samples are such.
 
     Raises
     ------
     FeaturesMissing
         If the store has none.
     HeadError
-        If encoders are augmented in different ways, or the one inside is named beside its views.
+        If encoders are augmented in different ways, the one inside is named beside its views, or samples are bags.
     """
     wanted = {number: name for number, name in enumerate(encoders) if without_views(name) != name}
     for name in wanted.values():
         if without_views(name) in encoders:
             raise HeadError(f"--encoder {name} brings the features of {without_views(name)} with it; leave those out")
+        if bag is not None:
+            raise HeadError(
+                f"--encoder {name}: views of bags (--bag {bag}) are not supported, as there are views of images and "
+                f"none of a bag; leave out --bag, or name {without_views(name)}"
+            )
     found = {
         number: store.find(name, pooling=pooling, precision=precision, modality="image")
         for number, name in wanted.items()
@@ -173,11 +185,16 @@ def read_views(
         If samples are bags or tokens, if encoders are augmented in different ways, or if the views went through another
         encoder than the features of the samples.
     """
-    found = find_views(store, encoders, pooling=pooling, precision=precision)
+    bag = data.manifest.roles.get("bag")
+    found = find_views(store, encoders, pooling=pooling, precision=precision, bag=bag)
     if not found:
         return None
     wanted = {number: encoders[number] for number in found}
-    refuse_bags(data, next(iter(wanted.values())))
+    if isinstance(data.X, Bags):
+        raise HeadError(
+            f"--encoder {next(iter(wanted.values()))}: views beside tokens are not supported, as a view is one vector; "
+            f"choose a pooling of one vector per sample, or name the encoder without views"
+        )
     policy = next(iter(found.values())).spec.preprocess
     for number, features in found.items():
         _refuse_other_encoder(wanted[number], features, data.blocks[number], store)
@@ -216,29 +233,14 @@ def views_remark(data: Labelled) -> list[str]:
         f"heads learned from {views.per_sample} augmented views of each training sample beside it, with the weight of "
         f"one sample together ({' + '.join(views.encoders)}); every number is of the samples themselves"
     )
+    if any(step["transform"] == "RandomHorizontalFlip" for step in views.policy["policy"]):
+        remark += "; some views are mirrored, which is wrong where a label tells left from right"
     if lacking:
         remark += f"; {lacking:,} of {len(train):,} training samples have no views"
     val = len(data.rows("val"))
     if of_val < val:
         remark += f"; {val - of_val:,} of {val:,} val samples have none where they join the final fit"
     return [remark]
-
-
-def refuse_bags(data: Labelled, name: str) -> None:
-    """Refuse views of samples that are several embeddings each.
-
-    Raises
-    ------
-    HeadError
-        If they are.
-    """
-    if isinstance(data.X, Bags):
-        what = "of bags (--bag)" if data.instances.offsets is not None else "beside tokens"
-        raise HeadError(
-            f"--encoder {name}: views {what} are not supported: every sample and every view of it is one vector; "
-            f"use {'no --bag' if data.instances.offsets is not None else 'a pooling of one vector per sample'}, or "
-            f"the encoder without views"
-        )
 
 
 def _refuse_other_policies(names: Mapping[int, str], found: Mapping[int, Features]) -> None:

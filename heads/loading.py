@@ -48,9 +48,9 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
         raise HeadError(f"--prompt-encoder: head {head.name} learns nothing from prompts; leave it out")
     store = FeatureStore(config.store)
     # An encoder that the store knows nothing of is refused before that of the prompts is loaded.
+    find_views(store, config.encoder, pooling=config.pooling, precision=config.precision, bag=config.bag)
     plain = plain_encoders(config.encoder)
     find_features(store, plain, pooling=config.pooling, precision=config.precision, modality=manifest.modality)
-    find_views(store, config.encoder, pooling=config.pooling, precision=config.precision)
     # Before the features are found: where the prompts join them in the store, a second run finds the same snapshot.
     prompts = load_prompts(config, task, store, progress, seed=config.seed)
     inputs = join_features(
