@@ -36,6 +36,7 @@ from data.split import parse_split
 from data.task import Targets, Task, labelled
 from data.text import load_text
 from featurestore.store import FeatureStore
+from heads.augmented import Views
 from heads.bags import Bags
 from heads.context import Context
 from heads.inputs import Block, Inputs, Missing, Normalize, find_features, load_inputs
@@ -75,6 +76,8 @@ class Labelled:
         The prompts of the classes, if there are any.
     masked
         Samples whose embeddings by some encoder are missing: reason to ids, which may name dropped ones as well.
+    views
+        Augmented views that join the samples heads are fitted on (`heads.augmented.fit_on`); None without.
     """
 
     manifest: Manifest
@@ -91,6 +94,12 @@ class Labelled:
     dropped: Mapping[str, tuple[str, ...]]
     prompts: PromptSet | None = None
     masked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    views: Views | None = None
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """The identities of all features that heads learn from: those of X, then those of views."""
+        return [*(block.fingerprint for block in self.blocks), *(self.views.fingerprints if self.views else ())]
 
     def with_prompts(self, prompts: PromptSet | None) -> Labelled:
         """Return the same data with the prompts of the classes, which heads are told of."""
@@ -110,6 +119,7 @@ class Labelled:
             groups=self.groups[rows],
             group_names=tuple(self.group_names[i] for i in rows),
             dropped={**self.dropped, **gone},
+            views=None if self.views is None else self.views.take(rows),
         )
 
     def rows(self, split: str) -> NDArray[np.int64]:
