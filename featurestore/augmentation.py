@@ -14,7 +14,9 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv
 
 from data.pixels import Image8, as_rgb
 
@@ -28,7 +30,7 @@ OPERATIONS, MAGNITUDE, MAGNITUDES = 2, 9, 31
 """RandAugment's operations in a row, its default magnitude, and how many magnitudes there are."""
 
 _DRAWING = Lock()
-"""Held while a transform draws: torchvision draws from torch's one global generator, and images are read in threads."""
+"""Held by RandAugment, which draws from torch's one global generator while it works, and images are read in threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,34 +116,32 @@ class Augmentation:
             uint8, (h, w, 3), or (h, w) for grey, which is augmented as the colour image that it stands for.
         """
         rgb = as_rgb(image)
-        pixels, transform = torch.from_numpy(rgb).permute(2, 0, 1), self.transform()
+        pixels = torch.from_numpy(rgb).permute(2, 0, 1)
         content = hashlib.sha256(repr(rgb.shape).encode() + rgb.tobytes()).digest()
-        views = (drawn(transform, pixels, self._seed(number, content)) for number in range(self.count))
+        views = (self.view(pixels, self._seed(number, content)) for number in range(self.count))
         return [np.ascontiguousarray(view.permute(1, 2, 0).numpy()) for view in views]
 
-    def transform(self) -> v2.Transform:
-        """Return the policy as torchvision's own transform."""
-        steps: list[v2.Transform] = []
-        if self.flip:
-            steps.append(v2.RandomHorizontalFlip(FLIP_CHANCE))
+    def view(self, pixels: Tensor, seed: int) -> Tensor:
+        """Return what the policy makes of pixels (3, h, w); draw by draw what torchvision's classes do by this seed."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.flip and torch.rand(1, generator=generator) < FLIP_CHANCE:
+            pixels = tv.horizontal_flip(pixels)
         if self.rotation is not None:
-            steps.append(v2.RandomRotation(self.rotation, interpolation=v2.InterpolationMode.NEAREST))
-        if self.randaugment is not None:
-            steps.append(
-                v2.RandAugment(OPERATIONS, self.randaugment, MAGNITUDES, interpolation=v2.InterpolationMode.NEAREST)
-            )
-        return v2.Compose(steps)
+            angle = torch.empty(1).uniform_(-self.rotation, self.rotation, generator=generator).item()
+            pixels = tv.rotate(pixels, angle, interpolation=v2.InterpolationMode.NEAREST)
+        return pixels if self.randaugment is None else _randaugmented(pixels, self.randaugment, generator)
 
     def _seed(self, number: int, content: bytes) -> int:
         digest = hashlib.sha256(f"view {VERSION} {self.seed} {number} ".encode() + content)
         return int.from_bytes(digest.digest()[:8]) >> 1
 
 
-def drawn(transform: v2.Transform, pixels: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return what a transform makes of pixels, uint8 (3, h, w), by a seed; torch's own generator stays where it was."""
+def _randaugmented(pixels: Tensor, magnitude: int, generator: torch.Generator) -> Tensor:
+    """Return what RandAugment makes of pixels by the draws of a generator; torch's own goes on as if nothing was."""
+    transform = v2.RandAugment(OPERATIONS, magnitude, MAGNITUDES, interpolation=v2.InterpolationMode.NEAREST)
     with _DRAWING, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        view: torch.Tensor = transform(pixels)
+        torch.default_generator.set_state(generator.get_state())
+        view: Tensor = transform(pixels)
     return view
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from data.errors import SampleError
 from data.manifest import Source
 from data.progress import Progress
-from featurestore.augmentation import Augmentation, drawn
+from featurestore.augmentation import Augmentation
 from featurestore.encoder_ids import WrappedId
 from featurestore.errors import UnknownEncoder
 from finetune.batches import seed_of
@@ -99,11 +99,11 @@ def make_augment(names: Sequence[str], seed: int) -> Callable[[Tensor, int], Ten
     try:
         wrapped = WrappedId.parse(f"augmented:{','.join(names)}+ID")
         assert wrapped is not None  # it begins with a wrapper
-        transform = Augmentation.of(wrapped.options).transform()
+        augmentation = Augmentation.of(wrapped.options)
     except (UnknownEncoder, ValueError) as error:
         text = str(error).partition("augmented has ")[2] or str(error)
         raise FinetuneError(f"--augment {','.join(names)}: {text}") from error
-    return lambda image, number: drawn(transform, image, seed_of(seed, number))
+    return lambda image, number: augmentation.view(image, seed_of(seed, number))
 
 
 def _memory() -> int:

@@ -59,9 +59,12 @@ def test_a_rotation_stays_within_its_degrees() -> None:
         ("randaugment", v2.RandAugment()),
         ("randaugment=20", v2.RandAugment(2, 20)),
         ("rotation=30", v2.RandomRotation(30)),
-        ("flip,rotation=30,randaugment", v2.Compose([v2.RandomHorizontalFlip(), v2.RandomRotation(30), v2.RandAugment()])),
+        (
+            "randaugment,rotation=30,flip",
+            v2.Compose([v2.RandomHorizontalFlip(), v2.RandomRotation(30), v2.RandAugment()]),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_view_is_what_torchvision_makes_by_its_seed(
     options: str, reference: Any, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

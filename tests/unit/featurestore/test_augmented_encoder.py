@@ -14,6 +14,7 @@ import featurestore.encoders.augmented as family
 from data.images import load_image
 from data.manifest import Source
 from featurestore import fidelity, levels
+from featurestore.augmentation import Augmentation
 from featurestore.catalog import load_encoder
 from featurestore.encoder import EncoderOptions
 from featurestore.errors import EncoderError, UnknownEncoder
@@ -72,8 +73,6 @@ def test_a_sample_has_the_vectors_of_its_views(precision: Any, sources: list[Sou
     assert isinstance(block, Ragged)
     assert block.offsets.tolist() == [0, 3, 6, 9]
     plain = load_encoder(ID, EncoderOptions(precision=precision))
-    from featurestore.augmentation import Augmentation
-
     policy = Augmentation(count=3, flip=True, rotation=None, randaugment=9, seed=0)
     items = []
     for i, source in enumerate(sources):
@@ -117,7 +116,7 @@ def test_several_poolings_are_levels_of_views(sources: list[Source]) -> None:
     encoder = load(f"augmented:2+{ID}", pooling="cls", also=("mean",))
     assert [(level.pooling, level.ragged) for level in encoder.levels] == [("cls", True), ("mean", True)]
     found = encoder.encode_levels(encoder.collate([encoder.read(source) for source in sources]))
-    assert [level.shape for level in found] == [(3, 2, encoder.spec.dim)] * 2  # type: ignore[union-attr]
+    assert [level.shape for level in found] == [(3, 2, encoder.spec.dim)] * 2
 
 
 def test_a_batch_holds_as_many_samples_fewer_as_there_are_views() -> None:
