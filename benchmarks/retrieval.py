@@ -201,12 +201,13 @@ def main() -> None:
     found, penalty = results(pairs, split)
     counts = {name: int((split == name).sum()) for name in ("train", "val", "test")}
     images, captions, name = counts["test"], pairs.captions.shape[1], given.manifest.resolve().parent.name
+    learned = f"{counts['train']} images with {captions} captions each"
     page = [
         f"# Retrieval: {name}",
         "",
         "Written by `python benchmarks/retrieval.py`, whose text has the commands: frozen features of images by",
         f"`{encoders[0]}` and of texts by `{encoders[1]}`; a ridge map from the first to the second, learned on",
-        f"{counts['train']} images with {captions} captions each; {counts['val']} others chose its penalty, {penalty:.3g}.",
+        f"{learned}; {counts['val']} others chose its penalty, {penalty:.3g}.",
         "",
         f"Figures are of {images} test images and their {images * captions} captions. Recall@K is the share of queries",
         "with a right candidate among the first K, and ties are lost; 95 % intervals are of 1,000 resamples of groups",
