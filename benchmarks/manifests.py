@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/manifests.py --datasets DIR --out MANIFESTS
+    python benchmarks/manifests.py --datasets DIR --manifests MANIFESTS
     FROSTLINE_MANIFESTS=MANIFESTS frostline compare benchmarks/suites/covid_cxr_notes.yaml ...
 
 ========================  ====================================================================================
@@ -36,14 +36,14 @@ PREPARED = {"covid_cxr_notes": covid_cxr_notes, "lus_video": lus_video}
 """Data sets, and what is made of their rows."""
 
 
-def write_all(datasets: Path, out: Path, names: Iterable[str] = tuple(PREPARED)) -> None:
+def write_all(datasets: Path, manifests: Path, names: Iterable[str] = tuple(PREPARED)) -> None:
     """Write the manifests of some data sets; the files they name stay where they are."""
-    out.mkdir(parents=True, exist_ok=True)
+    manifests.mkdir(parents=True, exist_ok=True)
     for name in names:
         with (datasets / name / "manifest.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         placed = [{**row, "path": str((datasets / name / row["path"]).resolve())} for row in PREPARED[name](rows)]
-        with (out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        with (manifests / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, list(placed[0]))
             table.writeheader()
             table.writerows(placed)
@@ -52,6 +52,6 @@ def write_all(datasets: Path, out: Path, names: Iterable[str] = tuple(PREPARED))
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--manifests", type=Path, required=True)
     options = parser.parse_args()
-    write_all(options.datasets, options.out)
+    write_all(options.datasets, options.manifests)
