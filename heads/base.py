@@ -107,7 +107,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
     accepts_bags: ClassVar[bool] = False
     kept_rows: ClassVar[frozenset[str]] = frozenset()
 
-    standardize: bool
+    standardize: bool | tuple[bool, ...]
     kind_: Kind
 
     @classmethod
