@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from data.sources import read_manifest
 from data.subset import balanced_subset
 from data.task import Task, count_classes, read_task
 from featurestore.store import FeatureStore
+from heads.augmented import find_views, plain_encoders, read_views
 from heads.bags import Bags
 from heads.base import Head
 from heads.catalog import head_classes, make_head
@@ -46,13 +48,15 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
         raise HeadError(f"--prompt-encoder: head {head.name} learns nothing from prompts; leave it out")
     store = FeatureStore(config.store)
     # An encoder that the store knows nothing of is refused before that of the prompts is loaded.
-    find_features(store, config.encoder, pooling=config.pooling, precision=config.precision, modality=manifest.modality)
+    find_views(store, config.encoder, pooling=config.pooling, precision=config.precision, bag=config.bag)
+    plain = plain_encoders(config.encoder)
+    find_features(store, plain, pooling=config.pooling, precision=config.precision, modality=manifest.modality)
     # Before the features are found: where the prompts join them in the store, a second run finds the same snapshot.
     prompts = load_prompts(config, task, store, progress, seed=config.seed)
     inputs = join_features(
         manifest,
         store,
-        config.encoder,
+        plain,
         pooling=config.pooling,
         precision=config.precision,
         normalize=config.normalize,
@@ -62,6 +66,16 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     if prompts is not None and head.compares_prompts:
         refuse_unaligned(head.name, inputs.blocks, prompts)
     data = label(inputs, task, encode_samples(task, manifest, inputs.manifest), store, progress).with_prompts(prompts)
+    views = read_views(
+        data,
+        store,
+        config.encoder,
+        pooling=config.pooling,
+        precision=config.precision,
+        normalize=config.normalize,
+        progress=progress,
+    )
+    data = replace(data, views=views)
     if config.sealed and not len(data.rows("test")):
         raise SplitError(f"--sealed: {config.manifest} has no test rows to leave sealed; name the split with --split")
     return data
@@ -225,6 +239,8 @@ def counts(data: Labelled) -> dict[str, Any]:
     masked = masked_samples(data)
     if masked:
         found["masked"] = {reason: {"count": len(ids), "ids": ids} for reason, ids in masked.items()}
+    if data.views is not None:
+        found["views"] = data.views.to_dict()
     if isinstance(data.X, Bags):
         lengths = data.X.lengths
         found["instances"] = {"total": int(lengths.sum()), "fewest": int(lengths.min()), "most": int(lengths.max())}

@@ -150,7 +150,7 @@ def identity(config: FitConfig, data: Labelled) -> str:
     return digest_json(
         [
             settings,
-            [block.fingerprint for block in data.blocks],
+            data.fingerprints,
             data.prompts.fingerprint if data.prompts else None,
             data.manifest.digest,
             data.groups.tolist(),
