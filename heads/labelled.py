@@ -8,7 +8,7 @@ an effective group, so that no duplicate can sit on both sides.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -257,8 +257,18 @@ def _group_names(manifest: Manifest) -> NDArray[np.object_]:
 
 
 def _label_texts(manifest: Manifest, task: Task) -> list[str]:
-    """Return each sample's targets as one text, to tell contents with conflicting labels."""
-    return [" ".join(cell or "" for cell in cells) for cells in zip(*map(manifest.column, task.targets), strict=True)]
+    """Return each row's targets as one text, to tell contents with conflicting labels."""
+    columns = [_of_bag(manifest, manifest.column(name)) for name in task.targets]
+    return [" ".join(cell or "" for cell in cells) for cells in zip(*columns, strict=True)]
+
+
+def _of_bag(manifest: Manifest, cells: Sequence[str | None]) -> Sequence[str | None]:
+    """Return cells, those of a bag all as in its first row that has one."""
+    bags = manifest.role("bag")
+    if bags is None:
+        return cells
+    said = {bag: cell for bag, cell in zip(reversed(bags), reversed(cells), strict=True) if cell}
+    return [said.get(bag) for bag in bags]
 
 
 def _near_duplicates(

@@ -239,6 +239,17 @@ def test_rows_that_could_not_be_read_still_say_what_their_study_is(studies, fros
     assert f"{half!r} is 'test' in row {first + 2} but 'train' in row {others[0] + 2}" in result.error
 
 
+def test_a_row_without_a_label_does_not_conflict_with_its_copy(studies, frostline, tmp_path) -> None:
+    manifest, store = studies
+    rows = rows_of(manifest)
+    at = next(i for i, row in enumerate(rows) if row["split"] == "train")
+    rows.append({**rows[at], "id": "copy", "label": ""})
+    command = ("fit-head", write_rows(tmp_path / "m.csv", rows), "--store", store, "--encoder", TOY, *WHAT)
+    result = frostline(*command, "--head", "knn", "--out", tmp_path / "run", "--json")
+    assert result.code == 0, result.err
+    assert result.json["leakage"]["conflicting"]["count"] == 0
+
+
 @pytest.mark.filterwarnings("ignore:.*test_vit.*")
 def test_tokens_of_the_rows_of_a_study_are_bags_of_two_levels(pictures, frostline, tmp_path) -> None:
     rows = rows_of(pictures(24))
