@@ -35,7 +35,7 @@ def known_views(views: NDArray[Any]) -> list[str]:
     HeadError
         If there are too many.
     """
-    known = sorted({str(name) for name in views.tolist() if name})
+    known = sorted({str(name) for name in views.tolist() if name not in (None, "")})
     if len(known) > MAX_VIEWS:
         raise HeadError(
             f"{len(known):,} views, such as {known[0]!r}; expected at most {MAX_VIEWS} kinds of pictures, each on many "
@@ -50,7 +50,7 @@ def coded(bags: Bags, known: list[str] | None) -> Bags:
         return bags
     number = {name: code for code, name in enumerate(known, start=1)}
     names = [""] * len(bags.values) if bags.views is None else bags.views.tolist()
-    return bags.with_views(np.array([number.get(name, 0) for name in names], dtype=np.int64))
+    return bags.with_views(np.array([number.get(str(name), 0) for name in names], dtype=np.int64))
 
 
 def refuse_views(config: FittingConfig, head: str) -> None:

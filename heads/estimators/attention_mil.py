@@ -186,7 +186,8 @@ class AttentionMILClassifier(_BagHead, ClassifierHead):
     pooling
         How a bag becomes one vector: ``mean``; ``max``; ``attention``, gated as by Ilse et al. [1]_;
         ``cls_token``, a learned token that attends to the instances; or two of these, joined. Bags of two
-        levels are pooled within their parts, then across them.
+        levels are pooled within their parts, then across them. A
+        learned vector of its view, where bags say what that is, is first added to what is pooled to the bag.
     hidden
         Width of the gated attention.
     attention_heads

@@ -37,7 +37,7 @@ def test_clips_of_a_patient_are_one_sample_with_views(frostline, extracted, data
     shared = ["fit-head", manifest, "--store", store, "--encoder", ENCODER, *what]
     refused = frostline(*shared, "patient", "--out", tmp_path / "refused")
     assert refused.code == 2
-    assert "'g060' is 'bacterial_pneumonia' in row" in refused.error
+    assert "'g060' is 'bacterial_pneumonia' in row" in refused.err
 
     run, out = tmp_path / "run", tmp_path / "p.csv"
     how = ["--head", "attention_mil", "--set", "max_instances=4", "--set", "members=1", "--view", "probe"]
@@ -48,7 +48,7 @@ def test_clips_of_a_patient_are_one_sample_with_views(frostline, extracted, data
     assert record["counts"]["views"] == {"column": "probe", "rows": {"convex": 81, "linear": 7}}
     assert any("6 of 51 bags have more instances" in warning for warning in record["warnings"])
     auc = record["metrics"]["cv"]["macro_roc_auc"]
-    assert 0.6 < auc["value"]
+    assert auc["value"] > 0.6
     # 51 studies, not 88 clips: the interval is wide.
     assert auc["high"] - auc["low"] > 0.1
     folds: dict[str, set[str]] = {}

@@ -149,12 +149,17 @@ def make_data(n: int = 60, levels: int = 1, seed: int = 0) -> tuple[Bags, np.nda
 @levels_
 def test_a_head_learns_its_views_and_takes_all_others_as_one(levels: int) -> None:
     bags, y = make_data(levels=levels)
+    assert bags.views is not None
     head = AttentionMILClassifier(**QUICK).fit(bags, y)
     assert head.views_ == ["A", "B"]
     assert head.weights_["view.weight"].shape == (1, 3, 4)
     plain = AttentionMILClassifier(**QUICK).fit(bags.with_views(None), y)
     assert plain.views_ is None
     assert n_parameters(head) - n_parameters(plain) == 3 * 4
+    numbered = {"A": 1, "B": 0}
+    other = bags.with_views(np.array([numbered[name] for name in bags.views]))
+    again = AttentionMILClassifier(**QUICK).fit(other, y).weights_["view.weight"]
+    np.testing.assert_allclose(again, head.weights_["view.weight"][:, [0, 2, 1]], atol=1e-5)
     # Every training row has a known view, so nothing was learned of unknown ones: they add nothing.
     np.testing.assert_array_equal(head.weights_["view.weight"][0, 0], 0)
     assert (head.weights_["view.weight"][0, 1:] != 0).all()
