@@ -19,7 +19,8 @@ from featurestore.encoder_ids import WrappedId
 from featurestore.errors import EncoderError
 from featurestore.image_encoder import ImageEncoder
 from featurestore.levels import joined
-from featurestore.spec import TOKENS, EncoderSpec
+from featurestore.pooling_text import Pooling
+from featurestore.spec import EncoderSpec
 
 Pool = Literal["mean", "max"]
 _IMAGES_AT_ONCE = {"cpu": 8, "cuda": 256}
@@ -207,7 +208,7 @@ def load_many_images(
     wrapper, name = wrapped.wrapper, f"{wrapped.prefix}+{wrapped.inner}"
     if options.modality not in (None, wrapper.encodes):
         raise EncoderError(f"{name} encodes {wrapper.encodes}, not {options.modality}")
-    if TOKENS in options.poolings:
+    if any(Pooling.parse(pooling).is_tokens for pooling in options.poolings):
         raise EncoderError(f"{name}: the images of a sample are pooled to one vector, so it has no tokens to store")
     inner = load_encoder(wrapped.inner, replace(options, modality=wrapper.takes))
     if not isinstance(inner, ImageEncoder):
