@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from data.manifest import Modality
 from finetune.build import Built
@@ -27,8 +27,8 @@ def hand_back(run: Path, built: Built) -> None:
     if model.text_tower is not None:
         towers["text"] = model.text_tower
     save_encoder(run / ENCODER, towers, similarity=_similarity(built))
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.objectives.state_dict().items()}
-    save_file(state or {"none": torch.zeros(0)}, run / OBJECTIVES)
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _beside(built).state_dict().items()}
+    save_file(state, run / OBJECTIVES)
     if built.captions is not None:
         built.captions.save(run / "captions")
 
@@ -42,8 +42,7 @@ def load_objectives(run: Path, built: Built) -> None:
         If they are missing or do not fit.
     """
     try:
-        state = load_file(run / OBJECTIVES)
-        built.model.objectives.load_state_dict({name: each for name, each in state.items() if name != "none"})
+        _beside(built).load_state_dict(load_file(run / OBJECTIVES))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise RunError(f"{run / OBJECTIVES}: missing or damaged; fine-tune again") from error
 
@@ -64,6 +63,13 @@ def towers_of(run: Path, built: Built) -> Iterator[dict[str, Any]]:
             "modality": spec.modality,
             "pooling": spec.pooling,
         }
+
+
+def _beside(built: Built) -> nn.ModuleDict:
+    """Return what a network has beside its towers."""
+    model = built.model
+    parts: dict[str, nn.Module] = {"objectives": model.objectives}
+    return nn.ModuleDict(parts if model.aggregator is None else {**parts, "aggregator": model.aggregator})
 
 
 def _similarity(built: Built) -> dict[str, float] | None:

@@ -241,6 +241,7 @@ def _parameters(trained: Trained) -> dict[str, dict[str, int]]:
         "projection": model.tower.projection,
         "text encoder": model.text_tower.network if model.text_tower else None,
         "text projection": model.text_tower.projection if model.text_tower else None,
+        "aggregator": model.aggregator,
         **dict(model.objectives.items()),
     }
     found = {}

@@ -66,8 +66,8 @@ def _lead(record: FinetuneRecord) -> str:
     trained = sum(part["trained"] for part in record.parameters.values())
     return (
         f"{trained:,} parameters were trained on {counts['trained']:,} of {counts['samples']:,} samples for "
-        f"{training['epochs']} epochs ({training['steps']:,} steps). Epoch {training['best_epoch'] + 1} was the best by "
-        f"{training['chosen_by']} on {counts['choosing']:,} samples ({training['chosen_on']})."
+        f"{training['epochs']} epochs ({training['steps']:,} steps). Epoch {training['best_epoch'] + 1} was the best "
+        f"by {training['chosen_by']} on {counts['choosing']:,} samples ({training['chosen_on']})."
     )
 
 

@@ -71,10 +71,17 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(frostline, clip: str, pairs: Path, tmp_path: Path):
     """Return a function that fine-tunes: (result, run)."""
 
-    def run(*arguments: object, out: str = "run", epochs: int = 2, objective: str = "classification"):
+    def run(
+        *arguments: object,
+        out: str = "run",
+        epochs: int = 2,
+        objective: str = "classification",
+        manifest: Path = pairs,
+    ):
         folder = tmp_path / out
-        command = ["finetune", pairs, "--input", "path", "--encoder", clip, "--split", "split", "--group", "patient"]
-        target = ["--target", "label"] if "classification" in objective else []
+        command = ["finetune", manifest, "--input", "path", "--encoder", clip, "--split", "split", "--group", "patient"]
+        named = "--target" in arguments or "classification" not in objective
+        target = [] if named else ["--target", "label"]
         options = ["--objective", objective, "--epochs", epochs, "--batch-size", 8, "--bootstrap", 20, "--out", folder]
         return frostline(*command, *target, *options, *arguments), folder
 
@@ -255,6 +262,33 @@ def test_several_objectives_are_summed(tuned, clip: str) -> None:
     history = record_of(run)["history"]
     total = [a + b for a, b in zip(history["train/classification"], history["train/contrastive"], strict=True)]
     assert history["train/loss"] == pytest.approx(total, rel=1e-6)
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "transformer:1:4"])
+def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, aggregate: str) -> None:
+    """Two pictures of a patient are a study here, whose colour is that of its first: every second row says nothing."""
+    with pairs.open() as file:
+        rows = list(csv.DictReader(file))
+    studies = pairs.parent / "studies.csv"
+    with studies.open("w", newline="") as file:
+        table = csv.DictWriter(file, [*rows[0], "grade"])
+        table.writeheader()
+        for i, row in enumerate(rows):
+            table.writerow({**row, "grade": "" if i % 2 else ["high", "low"][i // 2 % 2]})
+    options = ["--bag", "patient", "--aggregate", aggregate, "--max-views", 1, "--unfreeze", "last:1"]
+    result, run = tuned(*options, "--target", "grade", manifest=studies)
+    assert result.code == 0, result.err
+    record = record_of(run)
+    assert record["counts"]["splits"]["test"]["samples"] == 4
+    assert record["counts"]["dropped"]["bags without a row"]["ids"] == ["p99"]
+    assert ("aggregator" in record["parameters"]) == (aggregate != "mean")
+    with (run / "predictions.csv").open() as file:
+        assert {row["id"] for row in csv.DictReader(file) if row["split"] == "test"} == {"p16", "p17", "p18", "p19"}
+    again = frostline("evaluate", run, studies, "--split", "test", "--bootstrap", 20, "--json")
+    assert again.code == 0, again.err
+    assert again.json["metrics"]["log_loss"]["value"] == pytest.approx(
+        record["metrics"]["test"]["log_loss"]["value"], abs=1e-5
+    )
 
 
 @pytest.mark.slow
