@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from data.digest import key_bytes
+import numpy as np
+
 from data.errors import LeakageError, SplitError
 from data.progress import Progress, Silent
 from data.task import Task
@@ -130,7 +131,8 @@ def _trained_on(config: EvaluateConfig, samples: Samples, rows: list[int]) -> li
         If there are such rows and that was not allowed.
     """
     trained = read_trained(config.run)
-    shared = [i for i in rows if key_bytes(samples.data.instances.keys[i]) in trained]
+    contents = samples.contents(np.array(rows))
+    shared = [i for i, keys in zip(rows, contents, strict=True) if not trained.isdisjoint(keys)]
     if not shared:
         return []
     examples = ", ".join(samples.data.manifest.ids[i] for i in shared[:3])

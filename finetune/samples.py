@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.digest import key_bytes
 from data.errors import SampleError, TaskError
 from data.filecache import FileCache
 from data.manifest import Manifest
@@ -62,6 +63,11 @@ class Samples:
         X = self.data.X
         found = X.values[X.offsets[row] : X.offsets[row + 1], 0] if isinstance(X, Bags) else X[row]
         return found.astype(np.int64)
+
+    def contents(self, rows: NDArray[np.int64]) -> list[tuple[bytes, ...]]:
+        """Return what is equal where the inputs of two samples are."""
+        instances = self.data.instances
+        return [tuple(map(key_bytes, instances.keys[instances.at(np.array([row]))])) for row in rows]
 
     def choosing(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows to train on, and those that choose the epoch: val, or groups held out of train.
