@@ -25,6 +25,7 @@ from data.digest import digest_json
 from data.manifest import Modality
 from featurestore.catalog import HANDED_BACK, load_encoder
 from featurestore.encoder import Embeddings, Encoder, EncoderOptions
+from featurestore.encoder_ids import WrappedId
 from featurestore.encoders._projection import Layer, make_projection
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
 from featurestore.image_encoder import ImageEncoder
@@ -186,6 +187,12 @@ def _of_base(options: EncoderOptions, pooling: str, own: str) -> EncoderOptions:
 
 
 def _base(encoder_id: str, tower: TrainedTower, options: EncoderOptions) -> _Trainable | Together:
+    # A folder that somebody else has written must not choose code to run.
+    if (WrappedId.parse(tower.encoder) or tower.encoder.startswith("py:")) and not options.trust_remote_code:
+        raise EncoderError(
+            f"{encoder_id}: its base encoder {tower.encoder} runs code that this folder names; allow it with "
+            f"--trust-remote-code if you know it"
+        )
     try:
         made = load_encoder(tower.encoder, options)
     except EncoderError as error:

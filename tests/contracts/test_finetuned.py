@@ -293,6 +293,17 @@ def test_a_base_that_is_gone_or_another_is_refused(saved: Path, zoo: Any) -> Non
     assert "its base encoder cannot be loaded: hf:/no/such/folder: no folder" in refusal(saved, UnknownEncoder)
 
 
+@pytest.mark.parametrize("form", ["py:{}:make", "frames+py:{}:make"])
+def test_a_folder_does_not_choose_code_to_run(form: str, saved: Path) -> None:
+    (saved / "evil.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\nmake = None\n")
+    description = json.loads((saved / "encoder.json").read_text())
+    description["towers"]["text"]["encoder"] = form.format(saved / "evil.py")
+    (saved / "encoder.json").write_text(json.dumps(description))
+    message = refusal(saved, EncoderError)
+    assert "runs code that this folder names; allow it with --trust-remote-code" in message
+    assert not (saved / "ran").exists()
+
+
 def test_what_cannot_be_handed_back_is_refused_and_nothing_is_overwritten(zoo: Any, tmp_path: Path) -> None:
     tower = tower_of(zoo, "bert", "text")
     (tmp_path / "mine").mkdir()
