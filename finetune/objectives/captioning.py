@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from data.errors import ConfigError
 from finetune.captions import CaptionTokenizer
 from finetune.decoder import CaptionDecoder
 from finetune.gather import joint_mean
-from finetune.generate import beam_search
+from finetune.generate import beam_search, greedy
 from finetune.outputs import Objective, Outputs
 from heads.params import Count, Fraction
 
@@ -110,12 +111,8 @@ class Captioning(Objective):
 
     def write(self, tokens: Tensor) -> list[str]:
         """Return a caption for each input, of the encoder's tokens, shape (b, t, c); in eval mode."""
-        made = beam_search(
-            self.decoder,
-            tokens,
-            self.tokenizer.special,
-            max_length=self.tokenizer.max_length,
-            beams=self.beams,
-            length_penalty=self.length_penalty,
-        )
+        search = greedy
+        if self.beams > 1:
+            search = partial(beam_search, beams=self.beams, length_penalty=self.length_penalty)
+        made = search(self.decoder, tokens, self.tokenizer.special, max_length=self.tokenizer.max_length)
         return self.tokenizer.decode(made.ids)
