@@ -98,11 +98,13 @@ class Captioning(Objective):
         assert outputs.tokens is not None
         assert outputs.captions is not None
         assert outputs.caption_mask is not None
-        logits = self.decoder(outputs.captions[:, :-1], outputs.tokens)
-        real = outputs.caption_mask[:, 1:]
+        # Rows are as wide as the longest caption of all, and there is nothing to learn behind that of the batch.
+        width = max(2, int(outputs.caption_mask.sum(dim=1).max()))
+        captions, real = outputs.captions[:, :width], outputs.caption_mask[:, 1:width]
+        logits = self.decoder(captions[:, :-1], outputs.tokens)
         total = cross_entropy(
             logits.float().flatten(0, 1),
-            outputs.captions[:, 1:].masked_fill(~real, _IGNORED).flatten(),
+            captions[:, 1:].masked_fill(~real, _IGNORED).flatten(),
             ignore_index=_IGNORED,
             label_smoothing=self.label_smoothing,
             reduction="sum",
