@@ -165,6 +165,9 @@ def sample_frames(times: Sequence[int | None], count: int, *, clips: int = 1, pa
     A stretch of at most `count` frames gives every frame once, so that a mean over frames weighs them alike: 5 frames
     are 5. Where a network needs `count` of them, `pad` repeats the last.
 
+    A video of fewer than ``clips * count`` frames has as many clips as it has `count` frames for, at least one: 40
+    frames are 2 clips of 16, and 10 are one. So no frame is in two clips, and none stands for a stretch of its own.
+
     Where the frame rate varies, even means even in time: the frame that is on display at the place of the formula.
 
     Parameters
@@ -175,7 +178,7 @@ def sample_frames(times: Sequence[int | None], count: int, *, clips: int = 1, pa
     count
         Frames of one clip, at least 1.
     clips
-        Number of clips, at least 1; a video of fewer frames has as many clips as frames.
+        Number of clips, at least 1; fewer of a short video.
     pad
         Whether a clip with fewer than `count` frames repeats its last.
 
@@ -185,7 +188,7 @@ def sample_frames(times: Sequence[int | None], count: int, *, clips: int = 1, pa
         Numbers of frames, clip after clip, each clip in order.
     """
     total = len(times)
-    clips = min(clips, total)
+    clips = min(clips, max(1, total // count))
     places = _places(times)
     chosen: list[int] = []
     for clip in range(clips):

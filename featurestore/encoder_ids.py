@@ -4,6 +4,7 @@
 
     offline:efficientnet-lite0+offline:minilm     the features of two encoders, side by side
     frames+offline:efficientnet-lite0             one encoder: the frames of a video, each through an image encoder
+    clips:4+torchvision:mvit_v2_s/random:0        one encoder: clips of a video, each through a video model
     frames:8,max+resnet50+minilm                  (frames:8,max+resnet50) joined with minilm
     augmented:8,flip+resnet50                     eight views of an image, each flipped or not, to train heads on
 
@@ -57,6 +58,11 @@ WRAPPERS: Mapping[str, Wrapper] = {
         encodes="video",
         takes="image",
         options={"count": (r"[1-9]\d{0,3}", "16"), "pool": ("mean|max", "mean")},
+    ),
+    "clips": Wrapper(
+        encodes="video",
+        takes="video",
+        options={"count": (r"[1-9]\d{0,2}", "4"), "pool": ("mean|max", "mean")},
     ),
     "spectrogram": Wrapper(
         encodes="audio",

@@ -27,7 +27,7 @@ class SpecialTokens:
     begin, end
         Stand before and behind each caption.
     padding
-        Fills the rest of a row; of some tokenizers the same as `end`.
+        Fills the rest of a row; of some tokenizers the same as `end`, or `begin`, or both.
     """
 
     begin: int
@@ -41,8 +41,8 @@ class CaptionTokenizer:
     Parameters
     ----------
     tokenizer
-        A tokenizer of transformers with tokens for beginning (``[CLS]``, else BOS), end (``[SEP]``, else EOS) and
-        padding; it is copied.
+        A tokenizer of transformers with tokens for the end (``[SEP]``, else EOS) and padding; it is copied. Captions
+        begin with ``[CLS]``, else BOS, else as those of T5 with the padding.
     max_length
         The longest caption, beginning and end included; what is longer is cut before its end, and counted.
 
@@ -163,13 +163,17 @@ class CaptionTokenizer:
 
 
 def _special_tokens(tokenizer: Any) -> SpecialTokens:
-    begin = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
-    end = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
     padding = tokenizer.pad_token_id
-    missing = [name for name, number in (("beginning", begin), ("end", end), ("padding", padding)) if number is None]
+    begin = _first_known(tokenizer.cls_token_id, tokenizer.bos_token_id, padding)
+    end = _first_known(tokenizer.sep_token_id, tokenizer.eos_token_id)
+    missing = [name for name, number in (("end", end), ("padding", padding)) if number is None]
     if missing:
         raise ConfigError(
             f"captioning: {type(tokenizer).__name__} has no token for {' and '.join(missing)}; take the vocabulary of "
             f"another text encoder, such as offline:minilm"
         )
     return SpecialTokens(int(begin), int(end), int(padding))
+
+
+def _first_known(*numbers: Any) -> Any:
+    return next((number for number in numbers if number is not None), None)

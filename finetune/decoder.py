@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, scaled_dot_product_attention
+from torch.nn.functional import dropout, linear, scaled_dot_product_attention
 
 from data.errors import ConfigError
 
@@ -114,10 +114,9 @@ class CaptionDecoder(nn.Module):
             _Layer(dim, heads, feedforward, dropout) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(dim)
-        self.logits = nn.Linear(dim, vocabulary, bias=False)
+        # Tied, there is one tensor with one name, which every format of weights can store.
+        self.logits = None if tied else nn.Linear(dim, vocabulary, bias=False)
         self.apply(_initialise)
-        if tied:
-            self.logits.weight = self.embedding.weight
 
     def forward(self, ids: Tensor, memory: Tensor) -> Tensor:
         """Return the logits of what follows each token number.
@@ -157,8 +156,7 @@ class CaptionDecoder(nn.Module):
         for layer, remembered in zip(self.layers, cache.layers, strict=True):
             x = layer(x, remembered, past=cache.length)
         cache.length = end
-        logits: Tensor = self.logits(self.norm(x))
-        return logits
+        return linear(self.norm(x), self.embedding.weight if self.logits is None else self.logits.weight)
 
 
 class _Attention(nn.Module):

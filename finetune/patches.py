@@ -25,7 +25,7 @@ from data.manifest import Source
 from featurestore.errors import EncoderError
 from featurestore.forward import is_convolutional
 from featurestore.image_encoder import ImageEncoder
-from featurestore.spec import TOKENS
+from featurestore.pooling_text import TOKENS
 from featurestore.video_encoder import VideoEncoder
 from finetune.towers import Tower
 

@@ -27,7 +27,9 @@ SUM = "weighted"
 @cache
 def list_objectives() -> tuple[str, ...]:
     """Return the names of the objectives there are, in alphabetical order."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", SUM)))
+    return tuple(
+        sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_") and path.stem != SUM)
+    )
 
 
 def objective_class(name: str) -> type[Objective]:

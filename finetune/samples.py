@@ -156,7 +156,7 @@ def load_samples(
     position = {name: i for i, name in enumerate(manifest.ids)}
     rows = [position[name] for name in inputs.manifest.ids]
     stand_in = Task(kind="regression", targets=(config.text or manifest.input,))
-    data = label(inputs, task or stand_in, y[rows], store, progress, need_train=need_train)
+    data = label(manifest, inputs, task or stand_in, y[rows], store, progress, need_train=need_train)
     remarks = [*data.manifest.remarks, *gate(data, allow=config.allow_leakage)]
     texts = None
     if config.text is not None:

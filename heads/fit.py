@@ -314,6 +314,7 @@ def write_run(
             "missing": missing,
             "prompts": record.prompts,
             "bag": data.manifest.roles.get("bag"),
+            "view": data.instances.view,
         },
     )
     record.write(folder)

@@ -8,7 +8,7 @@ an effective group, so that no duplicate can sit on both sides.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,7 +41,7 @@ from heads.bags import Bags
 from heads.context import Context
 from heads.inputs import Block, Inputs, Missing, Normalize, find_features, load_inputs, stored_id
 from heads.prompts import PromptSet
-from heads.samples import Instances, agreed, bags_of, samples_of
+from heads.samples import Instances, agreed, bags_of, positions, samples_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,20 +167,32 @@ def _with_lost_bags(inputs: Inputs, manifest: Manifest) -> Inputs:
 
 
 def label(
-    inputs: Inputs, task: Task, y: Targets, store: FeatureStore, progress: Progress, *, need_train: bool = True
+    manifest: Manifest,
+    inputs: Inputs,
+    task: Task,
+    y: Targets,
+    store: FeatureStore,
+    progress: Progress,
+    *,
+    view: str | None = None,
+    need_train: bool = True,
 ) -> Labelled:
     """Bring embeddings, targets, splits and groups together and audit them.
 
     Parameters
     ----------
+    manifest
+        All rows: a bag is split and grouped by those without embeddings as well.
     inputs
-        Embeddings of the manifest's samples.
+        Embeddings of those that have them.
     task, y
         The task, and the targets of `inputs.manifest`'s samples.
     store
         Keeps the perceptual hashes of images.
     progress
         Told about hashing images.
+    view
+        The column of the rows' views.
     need_train
         Whether a training sample must be left.
 
@@ -189,8 +201,9 @@ def label(
     SplitError
         If a split's name is not understood, or no training sample is left.
     """
+    at = positions(manifest, inputs.manifest)
+    split, groups = _splits(manifest)[at], _group_names(manifest)[at]
     manifest = inputs.manifest
-    split, groups = _splits(manifest), _group_names(manifest)
     unlabelled = ~labelled(y)
     unassigned = (split == "") & ~unlabelled
     dropped = dict(inputs.dropped)
@@ -204,7 +217,7 @@ def label(
             f"{manifest.path}: no labelled training sample is left of {len(manifest)} rows; "
             f"check the target and the split column"
         )
-    kept, instances, samples = samples_of(manifest, inputs.keys, kept)
+    kept, instances, samples = samples_of(manifest, inputs.keys, kept, view=view)
     # What follows is about instances: two bags that share one are kept together like two equal samples.
     rows, X, first = instances.manifest, inputs.X[kept], instances.first
     split, groups = split[kept], groups[kept]
@@ -255,8 +268,18 @@ def _group_names(manifest: Manifest) -> NDArray[np.object_]:
 
 
 def _label_texts(manifest: Manifest, task: Task) -> list[str]:
-    """Return each sample's targets as one text, to tell contents with conflicting labels."""
-    return [" ".join(cell or "" for cell in cells) for cells in zip(*map(manifest.column, task.targets), strict=True)]
+    """Return each row's targets as one text, to tell contents with conflicting labels."""
+    columns = [_of_bag(manifest, manifest.column(name)) for name in task.targets]
+    return [" ".join(cell or "" for cell in cells) for cells in zip(*columns, strict=True)]
+
+
+def _of_bag(manifest: Manifest, cells: Sequence[str | None]) -> Sequence[str | None]:
+    """Return cells, those of a bag all as in its first row that has one."""
+    bags = manifest.role("bag")
+    if bags is None:
+        return cells
+    said = {bag: cell for bag, cell in zip(reversed(bags), reversed(cells), strict=True) if cell}
+    return [said.get(bag) for bag in bags]
 
 
 def _near_duplicates(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +29,7 @@ from heads.labelled import Labelled, join_features, label
 from heads.mixed import MixedHead
 from heads.prompts import load_prompts, refuse_unaligned
 from heads.samples import encode_samples
+from heads.views import refuse_views
 
 _UNCORRECTED = {"class_weight": None, "pos_weight": None, "sampler": "shuffle"}
 """Parameters of heads against imbalance, and the values that do nothing."""
@@ -42,6 +45,9 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     parse_rule(config.threshold)
     head = make_head(config.head, task.kind, config.set, config.seed)
     refuse_masked(config, head)
+    refuse_views(config, head.name)
+    if config.view is not None:
+        manifest.column(config.view)
     if head.needs_prompts and config.prompt_encoder is None:
         raise HeadError(f"--head {head.name} needs the prompts of the classes; add --prompt-encoder")
     if config.prompt_encoder is not None and not (head.needs_prompts or head.uses_prompts):
@@ -65,7 +71,8 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     )
     if prompts is not None and head.compares_prompts:
         refuse_unaligned(head.name, inputs.blocks, prompts)
-    data = label(inputs, task, encode_samples(task, manifest, inputs.manifest), store, progress).with_prompts(prompts)
+    y = encode_samples(task, manifest, inputs.manifest)
+    data = label(manifest, inputs, task, y, store, progress, view=config.view).with_prompts(prompts)
     views = read_views(
         data,
         store,
@@ -244,13 +251,44 @@ def counts(data: Labelled) -> dict[str, Any]:
     if isinstance(data.X, Bags):
         lengths = data.X.lengths
         found["instances"] = {"total": int(lengths.sum()), "fewest": int(lengths.min()), "most": int(lengths.max())}
+    of = data.instances
+    if of.offsets is not None:
+        found["bags"] = {
+            "column": data.manifest.roles["bag"],
+            "rows": len(of.manifest),
+            "fewest": int(of.lengths.min()),
+            "most": int(of.lengths.max()),
+        }
+    if of.views is not None:
+        names = Counter(name or "none" for name in of.views.tolist())
+        found["views"] = {"column": of.view, "rows": dict(names.most_common())}
     return found
 
 
 def pooling_remark(data: Labelled, head: Head) -> list[str]:
-    """Remark on bags that a head could not take as they are."""
-    if not isinstance(data.X, Bags) or head.accepts_bags:
+    """Remark on bags that a head could not take as they are, or takes a part of."""
+    if not isinstance(data.X, Bags):
         return []
+    if head.accepts_bags:
+        return cut_remarks(data, head.get_params())
     what, fewest, most = data.manifest.roles.get("bag", "sample"), data.X.lengths.min(), data.X.lengths.max()
     number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     return [f"each {what} is the mean of its {number} embeddings, which the {head.name} head sees in place of them"]
+
+
+def cut_remarks(data: Labelled, params: Mapping[str, Any]) -> list[str]:
+    """Say how many bags have more instances or parts than a head of these parameters looks at."""
+    assert isinstance(data.X, Bags)  # asked of bags only
+    remarks = []
+    for name, what, offsets in (
+        ("max_parts", "parts", data.X.part_offsets),
+        ("max_instances", "instances", data.X.offsets),
+    ):
+        cap = params.get(name)
+        cut = 0 if cap is None else int((np.diff(offsets) > cap).sum())
+        if cut:
+            remarks.append(
+                f"{name}={cap}: {cut:,} of {len(data.y):,} bags have more {what} and are cut, in training to others "
+                f"in each epoch, else to {what} evenly spaced over the bag"
+            )
+    return remarks

@@ -55,6 +55,7 @@ from heads.tuning.storage import open_study
 from heads.tuning.trials import draw_history, draw_importances, importances, state_of, table_of
 from heads.tuning.verdict import estimate_of, judge_defaults
 from heads.tuning.views import Views, stored_poolings
+from heads.views import refuse_views
 
 MARK, JOURNAL = "tune.yaml", "study.journal"
 
@@ -155,6 +156,7 @@ def ask(config: TuneConfig, progress: Progress) -> Question:
         file=config.space,
     )
     for head in config.head:
+        refuse_views(config, head)
         if head_class(head, data.task.kind).needs_prompts and config.prompt_encoder is None:
             raise HeadError(f"--head {head} needs the prompts of the classes; add --prompt-encoder")
     remarks = [*data.manifest.remarks, *gate(data, allow=config.allow_leakage)]

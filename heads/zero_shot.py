@@ -105,7 +105,8 @@ def load(config: ZeroShotConfig, progress: Progress) -> Labelled:
         progress=progress,
     )
     refuse_unaligned(HEAD, inputs.blocks, prompts)
-    data = label(inputs, task, encode_samples(task, manifest, inputs.manifest), store, progress, need_train=False)
+    y = encode_samples(task, manifest, inputs.manifest)
+    data = label(manifest, inputs, task, y, store, progress, need_train=False)
     if config.split is None:
         data = replace(data, split=np.full(len(data.y), "test"))
     return data.with_prompts(prompts)

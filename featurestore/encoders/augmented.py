@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from data.images import load_image
@@ -11,7 +12,8 @@ from featurestore.augmentation import Augmentation
 from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.encoder_ids import WrappedId
 from featurestore.errors import UnknownEncoder
-from featurestore.many_images import load_many_images
+from featurestore.image_encoder import ImageEncoder
+from featurestore.many_images import load_inner, many_images
 
 
 def load(name: str, options: EncoderOptions) -> Encoder:
@@ -46,11 +48,13 @@ def load(name: str, options: EncoderOptions) -> Encoder:
     def views_of(source: Source) -> Sequence[Image8]:
         return augmentation.views(load_image(source, keep_grey=True))
 
-    return load_many_images(
+    return many_images(
         wrapped,
         options,
+        load_inner(wrapped, options, ImageEncoder),
         images_of=views_of,
         pool="none",
         images_per_sample=augmentation.count,
         preprocess=augmentation.to_dict(),
+        decoding=("augmented", json.dumps(augmentation.to_dict(), sort_keys=True)),
     )

@@ -74,7 +74,7 @@ class NetworkHead(Head):
         Parameters that decide what the training set looks like; heads that agree in these share one.
     """
 
-    dropout: float
+    dropout: float | tuple[float, ...]
     input_noise: float
     lr: float
     weight_decay: float
@@ -160,7 +160,7 @@ class NetworkHead(Head):
             seed=self.random_state,
             lr=self.lr,
             weight_decay=self.weight_decay,
-            dropout=self.dropout,
+            dropout=0.0 if isinstance(self.dropout, tuple) else self.dropout,  # else the architecture has them
             input_noise=self.input_noise,
             clip_norm=self.clip_norm,
         )

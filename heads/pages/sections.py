@@ -255,6 +255,15 @@ def data_section(record: RunRecord) -> Html:
         element("h3", "Data"),
         table(["", *(SPLIT_NAMES.get(name, name.capitalize()) for name in names)], rows, label="Samples per split"),
     ]
+    if bags := record.counts.get("bags"):
+        sizes = f"{bags['fewest']:,}" if bags["fewest"] == bags["most"] else f"{bags['fewest']:,} to {bags['most']:,}"
+        items: list[tuple[str, Content]] = [
+            ("A sample is", f"a bag of {sizes} rows, named by column {bags['column']}; {bags['rows']:,} rows in all")
+        ]
+        if views := record.counts.get("views"):
+            shown = ", ".join(f"{name}: {count:,}" for name, count in views["rows"].items())
+            items.append(("Views", f"column {views['column']}: {shown}"))
+        parts.append(definitions(items))
     findings = [(title, record.leakage[key]) for key, title in _FINDINGS.items() if key in record.leakage]
     shared = [(title, _finding(found)) for title, found in findings if found["count"]]
     if shared:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import cast
 
 from data.progress import Silent
-from featurestore.spec import TOKENS
+from featurestore.pooling_text import Pooling
 from featurestore.store import FeatureStore
 from heads.augmented import plain_encoders, read_views
 from heads.errors import HeadError
@@ -100,4 +100,5 @@ def stored_poolings(store: FeatureStore, encoders: Sequence[str], precision: str
         return (None,)
     # Without a common one the store explains what differs when the features are looked up.
     common = set.intersection(*found)
-    return tuple(sorted(common - {TOKENS} or common)) or (None,)
+    vectors = {pooling for pooling in common if not Pooling.parse(pooling).is_tokens}
+    return tuple(sorted(vectors or common)) or (None,)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import log_softmax
 
 from data.errors import ConfigError
@@ -74,8 +75,25 @@ def test_the_defaults_are_the_published_size() -> None:
 
 def test_tied_logits_share_the_embedding() -> None:
     tied, own = make_decoder(tied=True), make_decoder(tied=False)
-    assert tied.logits.weight is tied.embedding.weight
-    assert own.logits.weight is not own.embedding.weight
+    assert set(own.state_dict()) - set(tied.state_dict()) == {"logits.weight"}
+    ids, memory = make_captions(2)[0], make_tokens(2)
+    before = tied(ids, memory), own(ids, memory)
+    with torch.no_grad():
+        tied.embedding.weight[23] += 1  # a word that is not among the ids
+        own.embedding.weight[23] += 1
+    assert not (ids == 23).any()
+    assert (tied(ids, memory) != before[0]).flatten(0, 1).any(dim=0).nonzero().tolist() == [[23]]
+    assert torch.equal(own(ids, memory), before[1])
+
+
+def test_its_weights_can_be_stored(tmp_path) -> None:
+    objective = captioning()
+    save_file(objective.state_dict(), tmp_path / "weights.safetensors")
+    other = captioning()
+    torch.nn.init.zeros_(other.decoder.embedding.weight)
+    other.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    (ids, mask), memory = make_captions(3), make_tokens(3)
+    assert torch.equal(other(outputs(ids, mask, memory)), objective(outputs(ids, mask, memory)))
 
 
 def test_heads_have_to_divide_the_length() -> None:

@@ -84,9 +84,17 @@ def test_a_class_token_stands_for_the_beginning() -> None:
     assert (special.begin, special.end) == (1, 3)
 
 
+def test_without_a_beginning_captions_begin_with_the_padding() -> None:
+    captions = CaptionTokenizer(make_tokenizer(bos_token=""))
+    assert (captions.special.begin, captions.special.end, captions.special.padding) == (0, 3, 0)
+    assert captions.decode(captions.encode(TEXTS)[0]) == TEXTS
+    as_siglip = CaptionTokenizer(make_tokenizer(bos_token="", pad_token="</s>"))
+    assert as_siglip.decode(as_siglip.encode(TEXTS)[0]) == TEXTS
+
+
 def test_a_tokenizer_without_special_tokens_is_refused() -> None:
-    with pytest.raises(ConfigError, match="has no token for beginning and padding"):
-        CaptionTokenizer(make_tokenizer(bos_token="", pad_token=""))
+    with pytest.raises(ConfigError, match="has no token for end and padding"):
+        CaptionTokenizer(make_tokenizer(eos_token="", pad_token=""))
     with pytest.raises(ConfigError, match="max_length has to be at least 3, got 2"):
         CaptionTokenizer(make_tokenizer(), max_length=2)
 
