@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from data.manifest import Modality
 from finetune.build import Built
@@ -28,7 +27,8 @@ def hand_back(run: Path, built: Built) -> None:
         towers["text"] = model.text_tower
     save_encoder(run / ENCODER, towers, similarity=_similarity(built))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.objectives.state_dict().items()}
-    save_file(state or {"none": torch.zeros(0)}, run / OBJECTIVES)
+    # Not `save_file`, whose files only their owner can read.
+    (run / OBJECTIVES).write_bytes(save(state))
     if built.captions is not None:
         built.captions.save(run / "captions")
 
@@ -42,8 +42,7 @@ def load_objectives(run: Path, built: Built) -> None:
         If they are missing or do not fit.
     """
     try:
-        state = load_file(run / OBJECTIVES)
-        built.model.objectives.load_state_dict({name: each for name, each in state.items() if name != "none"})
+        built.model.objectives.load_state_dict(load_file(run / OBJECTIVES))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise RunError(f"{run / OBJECTIVES}: missing or damaged; fine-tune again") from error
 
