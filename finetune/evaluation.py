@@ -18,6 +18,7 @@ from finetune.objectives.captioning import Captioning
 from finetune.objectives.classification import Classification
 from finetune.outputs import Outputs
 from finetune.pairs import number_texts
+from finetune.registry import list_objectives
 from finetune.retrieval import evaluate_retrieval
 from finetune.runner import Runner
 from finetune.samples import Samples
@@ -143,7 +144,12 @@ def value_of(measured: Measured, chosen: str) -> float:
         raise ConfigError(
             f"--choose {chosen}: is undefined on the rows that choose the epoch, such as with one class only; use loss"
         )
-    return value if chosen.split("/")[-1] in LOWER_IS_BETTER else -value
+    return value if is_lower_better(chosen) else -value
+
+
+def is_lower_better(chosen: str) -> bool:
+    """Return whether the smallest value of what `--choose` names is the best."""
+    return chosen in ("loss", *list_objectives()) or chosen.split("/")[-1] in LOWER_IS_BETTER | {"median_rank"}
 
 
 def logged(measured: Measured, chosen: str, task: Task | None) -> dict[str, float]:

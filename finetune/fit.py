@@ -3,14 +3,17 @@
 ::
 
     RUN/
-      config.yaml        resolved; `finetune --config` takes it back
-      metrics.jsonl      losses, learning rates and gradient norms, step by step
-      checkpoints/       the last state and the best weights
-      encoder/           what `extract --encoder RUN/encoder` takes
-      objectives/        the classifier, temperature or decoder of the best epoch
-      predictions.csv    one row per judged sample of a task
-      trained.csv        ids and content keys of the rows it was trained on
-      record.json        what was done, on what, with which result; written last: without it, a run goes on
+      config.yaml             resolved; `finetune --config` takes it back
+      metrics.jsonl           losses, learning rates and gradient norms, step by step
+      history.json            means of each epoch
+      checkpoints/            the last state and the best weights
+      encoder/                what `extract --encoder RUN/encoder` takes
+      objectives.safetensors  the classifier, temperature or decoder of the best epoch
+      captions/               the tokenizer of a decoder
+      predictions.csv         one row per judged sample of a task
+      texts.csv               one row per judged sample with a text: the nearest text, what a decoder wrote
+      trained.csv             ids and content keys of the rows it was trained on
+      record.json             what was done, on what, with which result; written last: without it, a run goes on
       report.html
 """
 
@@ -40,7 +43,7 @@ from finetune.loop import Course, Loop
 from finetune.outcome import PLACES, Trained, finish
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
-from finetune.samples import load_samples, read_rows, store_of
+from finetune.samples import load_samples, read_rows, seen_by_head, store_of
 from finetune.tracking import Tracker, check_trackers, open_trackers, tell
 from heads.errors import RunError
 from heads.evaluation.thresholds import parse_rule
@@ -84,6 +87,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     built = build(config, samples, towers, device=device)
     groups = groups_of(config, built)
     train, choosing = samples.choosing(config.validation_fraction, config.seed)
+    remarks += seen_by_head(config, samples, choosing)
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate, "processes": accelerator.num_processes}
     last_step = config.epochs * len(steps_of(train, **sizes))
     runner = Runner(

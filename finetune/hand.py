@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from data.manifest import Modality
@@ -28,7 +28,8 @@ def hand_back(run: Path, built: Built) -> None:
         towers["text"] = model.text_tower
     save_encoder(run / ENCODER, towers, similarity=_similarity(built))
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _beside(built).state_dict().items()}
-    save_file(state, run / OBJECTIVES)
+    # Not `save_file`, whose files only their owner can read.
+    (run / OBJECTIVES).write_bytes(save(state))
     if built.captions is not None:
         built.captions.save(run / "captions")
 

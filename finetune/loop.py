@@ -118,7 +118,7 @@ class Loop:
         trackers
             Told of every step and epoch; on the first process only.
         progress
-            Told of epochs.
+            Told of steps and epochs.
 
         Returns
         -------
@@ -132,8 +132,8 @@ class Loop:
         """
         main = self.accelerator.is_main_process
         saved = time.monotonic()
-        progress.stage("training", self.course.epochs - state.epoch)
         per_epoch = len(self._steps(rows, 0))
+        progress.stage("training", per_epoch * self.course.epochs - state.step)
         for epoch in range(state.epoch, self.course.epochs if not state.stopped else 0):
             self._set_trainable(epoch)
             for number, passes in enumerate(self._steps(rows, epoch)):
@@ -147,6 +147,7 @@ class Loop:
                 )
                 if main:
                     tell(trackers, state.step, {"epoch": epoch, **logged})
+                progress.advance()
                 if main and time.monotonic() - saved > SAVE_SECONDS and number + 1 < per_epoch:
                     checkpoints.save(state, self.model, self.optimizer, is_best=False)
                     saved = time.monotonic()
@@ -164,7 +165,7 @@ class Loop:
                 tell(trackers, state.step, {"epoch": epoch, **means, **{f"val/{k}": v for k, v in found.items()}})
                 checkpoints.save(state, self.model, self.optimizer, is_best=is_best)
                 saved = time.monotonic()
-            progress.advance()
+                progress.note(_said(epoch, means["train/loss"], found, is_best=is_best))
             if over:
                 break
         self.accelerator.wait_for_everyone()
@@ -231,3 +232,9 @@ class Loop:
                     f"the loss of {name} is {loss.item()} in epoch {epoch}, step {step}: training diverged; lower "
                     f"--lr or --encoder-lr, or lengthen --warmup. The last whole checkpoint is kept"
                 )
+
+
+def _said(epoch: int, loss: float, found: Mapping[str, float], *, is_best: bool) -> str:
+    """Return a line about an epoch: its mean loss, and the loss of the rows that choose."""
+    best = ", the best so far" if is_best else ""
+    return f"epoch {epoch}: loss {loss:.4g}, on the rows that choose the epoch {found['loss']:.4g}{best}"

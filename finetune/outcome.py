@@ -17,7 +17,7 @@ from featurestore.store import FeatureStore
 from finetune.build import Built
 from finetune.checkpoint import Progressed
 from finetune.config import FinetuneConfig
-from finetune.evaluation import Measured, measure
+from finetune.evaluation import Measured, is_lower_better, measure
 from finetune.hand import hand_back, towers_of
 from finetune.history import History
 from finetune.outputs import Objective
@@ -25,6 +25,7 @@ from finetune.page import write_page
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner
 from finetune.samples import Samples
+from heads.evaluation.bootstrap import format_number
 from heads.evaluation.judging import Judged, predictions
 from heads.evaluation.seal import Openings, open_test
 from heads.evaluation.thresholds import Threshold, choose_thresholds
@@ -123,7 +124,7 @@ def finish(
         metrics=metrics,
         thresholds={name: each.to_dict() for name, each in thresholds.items()},
         leakage=data.leakage.to_dict(),
-        warnings=tuple(dict.fromkeys([*remarks, *_remarks(metrics)])),
+        warnings=tuple(dict.fromkeys([*remarks, *_remarks(metrics), *_worse(config.choose, trained)])),
         seed=config.seed,
         openings=openings.to_dict() if openings else {},
         timings={"total_seconds": time.perf_counter() - started},
@@ -273,3 +274,16 @@ def _remarks(metrics: dict[str, dict[str, Any]]) -> list[str]:
     if not metrics:
         remarks.append("there are no val or test rows, so nothing was judged; name the split with --split")
     return remarks
+
+
+def _worse(chosen: str, trained: Trained) -> list[str]:
+    """Return a warning where the network was better before any training than in its best epoch."""
+    before = trained.history.before.get(chosen)
+    best = trained.history.columns[f"val/{chosen}"][trained.state.best_epoch or 0]
+    if before is None or best is None or (best <= before if is_lower_better(chosen) else best >= before):
+        return []
+    remark = (
+        f"training made it worse: on the rows that choose the epoch {chosen} was {format_number(before)} before any "
+        f"training and is {format_number(best)} in the best epoch; lower --lr or --encoder-lr, or unfreeze less"
+    )
+    return [remark]

@@ -96,7 +96,8 @@ def _spoken(name: str) -> str:
 
 
 def _training(record: FinetuneRecord) -> list[tuple[str, Content]]:
-    config, measures = record.config, record.training["measures"]
+    config, measures, chosen = record.config, record.training["measures"], record.training["chosen_by"]
+    best = record.history[f"val/{chosen}"][record.training["best_epoch"]]
     learned = ", ".join(f"{name} {format_number(value)}" for name, value in measures.items())
     items: list[tuple[str, Content]] = [
         ("Unfrozen", config["unfreeze"]),
@@ -106,8 +107,14 @@ def _training(record: FinetuneRecord) -> list[tuple[str, Content]]:
         ),
         ("Batch", f"{config['batch_size']} x {config['accumulate']} on {record.training['processes']} process(es)"),
         ("Augmentation", ", ".join(config["augment"]) or "none"),
+        (f"{chosen} before training", _number(record.training["before"].get(chosen))),
+        (f"{chosen} of the best epoch", _number(best)),
     ]
     return [*items, ("Learned", learned)] if learned else items
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else format_number(value)
 
 
 def _parameters(record: FinetuneRecord) -> Html:

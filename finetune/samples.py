@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digest import key_bytes
-from data.errors import SampleError, TaskError
+from data.errors import LeakageError, SampleError, TaskError
 from data.filecache import FileCache
 from data.manifest import Manifest
 from data.progress import Progress
@@ -29,6 +29,7 @@ from heads.bags import Bags
 from heads.inputs import Inputs
 from heads.labelled import Labelled, label, with_lost_bags
 from heads.loading import gate
+from heads.run import read_trained
 from heads.samples import agreed, encode_samples, positions
 
 Decode = Callable[[Manifest], Mapping[int, SampleError]]
@@ -83,6 +84,35 @@ class Samples:
         kind = self.task.kind if self.task is not None else "regression"
         inner = holdout(self.data.y[train], kind, self.data.groups[train], fraction, seed)
         return train[~inner], train[inner]
+
+
+def seen_by_head(config: FinetuneConfig, samples: Samples, choosing: NDArray[np.int64]) -> list[str]:
+    """Refuse a head to begin with that was fitted on rows that judge the run; return what a reader should know of it.
+
+    Raises
+    ------
+    LeakageError
+        If it was fitted on val or test rows.
+    """
+    if config.warm_start is None:
+        return []
+    fitted = read_trained(config.warm_start)
+    data = samples.data
+    seen = np.array([not fitted.isdisjoint(keys) for keys in samples.contents(np.arange(len(data.y)))])
+    for split in ("val", "test"):
+        if seen[rows := data.rows(split)].any():
+            raise LeakageError(
+                f"--warm-start {config.warm_start}: the head was fitted on {seen[rows].sum()} of the {len(rows)} "
+                f"{split} rows, which would look better than they are; fit it with `fit-head --refit train` on "
+                f"the same split"
+            )
+    if not seen[choosing].any():
+        return []
+    remark = (
+        "the rows that chose the epoch are among those that the head of --warm-start was fitted on, so an early epoch "
+        "is favoured; name val rows with --split to avoid that"
+    )
+    return [remark]
 
 
 def store_of(config: FinetuneConfig) -> Path:

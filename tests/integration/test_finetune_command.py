@@ -214,6 +214,42 @@ def test_a_frozen_encoder_gives_the_scores_of_cached_features(
         assert score == pytest.approx(expected[name], abs=1e-5)
 
 
+def fit_head(frostline, clip: str, pairs: Path, tmp_path: Path, *options: str) -> Path:
+    """Fit a linear head on features of the same encoder."""
+    store, head = tmp_path / "store", tmp_path / "head"
+    frostline("extract", pairs, "--input", "path", "--encoder", clip, "--store", store, "--precision", "fp32")
+    rows = ["--input", "path", "--target", "label", "--split", "split", "--group", "patient"]
+    fitted = frostline(
+        *["fit-head", pairs, *rows, "--encoder", clip, "--store", store, "--head", "linear", "--bootstrap", "20"],
+        *["--folds", "2", "--threshold", "0.5", "--out", head, *options],
+    )
+    assert fitted.code == 0, fitted.err
+    return head
+
+
+def test_a_head_to_begin_with_must_not_have_seen_rows_that_judge(
+    tuned, frostline, clip: str, pairs: Path, tmp_path: Path
+) -> None:
+    result, run = tuned("--warm-start", fit_head(frostline, clip, pairs, tmp_path))
+    assert result.code == 2
+    assert "was fitted on 8 of the 8 val rows" in result.err
+    assert "--refit train" in result.err
+    assert not run.exists()
+
+
+def test_training_that_makes_a_warm_start_worse_is_told(
+    tuned, frostline, clip: str, pairs: Path, tmp_path: Path
+) -> None:
+    head = fit_head(frostline, clip, pairs, tmp_path, "--refit", "train")
+    result, run = tuned("--warm-start", head, "--unfreeze", "all", "--lr", "1", "--encoder-lr", "1", "--warmup", "0")
+    assert result.code == 0, result.err
+    assert "epoch 0: loss" in result.err
+    (warning,) = [each for each in record_of(run)["warnings"] if "training made it worse" in each]
+    assert warning in result.err
+    record = record_of(run)
+    assert record["history"]["val/loss"][record["training"]["best_epoch"]] > record["training"]["before"]["loss"]
+
+
 def test_evaluate_finds_in_a_new_process_what_the_run_recorded(tuned, frostline, pairs: Path) -> None:
     _, run = tuned("--unfreeze", "last:1", "--lr", "0.01")
     result = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
