@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from data.errors import ConfigError
 from data.manifest import Modality, Source
+from featurestore.store import FeatureStore
 from featurestore.weights import seeded
 from finetune.aggregator import Aggregate
 from finetune.captions import CaptionTokenizer
@@ -22,6 +23,7 @@ from finetune.objectives.classification import Classification
 from finetune.objectives.weighted import Weighted, parse_weight
 from finetune.outputs import Objective
 from finetune.pairs import number_texts
+from finetune.partial import PartialTower
 from finetune.registry import make_objective, objective_class, split_settings
 from finetune.samples import Samples
 from finetune.towers import Tower, load_tower
@@ -106,6 +108,8 @@ def check_options(config: FinetuneConfig) -> None:
         raise ConfigError("--bag: a caption is written from the tokens of one input; leave --bag or captioning out")
     if config.bag is None and (config.aggregate != "mean" or config.max_views is not None):
         raise ConfigError("--aggregate and --max-views are for studies of several inputs; name their column with --bag")
+    if config.cache_depth and "masked" in config.objective:
+        raise ConfigError("--cache-depth: masked modelling hides parts of the input itself; leave one of them out")
     if config.warm_start is not None and "classification" not in config.objective:
         raise ConfigError("--warm-start: needs --objective classification, whose classifier begins with that head")
 
@@ -138,6 +142,18 @@ def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> T
         trust_remote_code=config.trust_remote_code,
     )
     return Towers(tower=tower, text_tower=text_tower)
+
+
+def with_cached_depth(config: FinetuneConfig, towers: Towers, store: FeatureStore) -> Towers:
+    """Return towers of which that of the samples keeps what lies below its lowest trained block in a store.
+
+    Raises
+    ------
+    EncoderError
+        If another policy than ``last:K`` is used, samples are augmented, or the network cannot be cut there.
+    """
+    policy = Policy.parse(config.unfreeze)
+    return replace(towers, tower=PartialTower(towers.tower, policy, store, augmented=bool(config.augment)))
 
 
 def build(config: FinetuneConfig, samples: Samples, towers: Towers, *, device: str) -> Built:

@@ -32,7 +32,7 @@ from data.progress import Progress, Silent
 from featurestore.extract import resolve_device
 from featurestore.store import FeatureStore
 from finetune.batches import steps_of
-from finetune.build import Towers, build, check_options, groups_of, load_towers, text_sources
+from finetune.build import Towers, build, check_options, groups_of, load_towers, text_sources, with_cached_depth
 from finetune.checkpoint import Checkpoints, Progressed
 from finetune.config import FinetuneConfig
 from finetune.evaluation import logged, measure, value_of
@@ -81,8 +81,10 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         manifest = read_rows(config)
         towers = load_towers(config, manifest.modality, device=device)
         run = _identity(config, manifest, towers)
-        decoder = Decoder(towers.tower, config.workers, progress)
         store = FeatureStore(store_of(config), create=True)
+        if config.cache_depth:
+            towers = with_cached_depth(config, towers, store)
+        decoder = Decoder(towers.tower, config.workers, progress)
         samples, remarks = load_samples(config, manifest, store, decoder, progress)
     built = build(config, samples, towers, device=device)
     groups = groups_of(config, built)

@@ -17,6 +17,7 @@ from featurestore.encoder_ids import WrappedId
 from featurestore.errors import UnknownEncoder
 from finetune.batches import seed_of
 from finetune.errors import FinetuneError
+from finetune.partial import PartialTower
 from finetune.towers import Tower
 
 SHARE_OF_MEMORY = 0.25
@@ -100,6 +101,8 @@ class Decoder:
         """Decode every row, and return what is wrong with those that cannot be, by position."""
         sources = [source for source in manifest.sources if source is not None]
         assert len(sources) == len(manifest), "rows without an input were left out"
+        if isinstance(self._tower, PartialTower):
+            self._tower.fill(sources, workers=self._workers, progress=self._progress)
         self.items = Items(self._tower, sources, workers=self._workers)
         failures = self.items.decode_all(self._progress)
         for position, error in failures.items():

@@ -300,6 +300,20 @@ def test_several_objectives_are_summed(tuned, clip: str) -> None:
     assert history["train/loss"] == pytest.approx(total, rel=1e-6)
 
 
+def test_a_cached_depth_trains_the_same_upper_blocks(tuned, frostline, tmp_path: Path) -> None:
+    options = ["--unfreeze", "last:1", "--lr", "0.01"]
+    _, whole = tuned(*options, out="whole")
+    result, cached = tuned(*options, "--cache-depth", out="cached")
+    assert result.code == 0, result.err
+    assert_same_weights(whole, cached, within=2e-5)
+    (kept,) = frostline("store", "ls", tmp_path / "store", "--json").json
+    assert "up to block 1" in kept["names"][0]
+    assert record_of(cached)["inputs"][0]["fingerprint"] == record_of(whole)["inputs"][0]["fingerprint"]
+    refused, _ = tuned(*options, "--cache-depth", "--augment", "flip", out="augmented")
+    assert refused.code == 2
+    assert "augment" in refused.error
+
+
 @pytest.mark.parametrize("aggregate", ["mean", "transformer:1:4"])
 def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, aggregate: str) -> None:
     """Two pictures of a patient are a study here, whose colour is that of its first: every second row says nothing."""
