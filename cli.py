@@ -24,6 +24,7 @@ from data.config import Config, read_yaml
 from data.errors import FrostlineError
 from data.progress import Bars, Lines, Progress
 from featurestore.config import ExtractConfig
+from finetune.config import FinetuneConfig
 from heads.config import CompareConfig, EvaluateConfig, FitConfig, PredictConfig, TuneConfig, ZeroShotConfig
 
 PARTLY_FAILED = 3
@@ -194,17 +195,37 @@ def tune(config: TuneConfig, *, as_json: Json = False) -> None:
     _say(f"best: {config.out / 'best.yaml'}  report: {config.out / 'report.html'}")
 
 
-@command(EvaluateConfig, name="evaluate")
-def evaluate(config: EvaluateConfig, *, as_json: Json = False) -> None:
-    """Judge a fitted head on labelled samples, with its own thresholds."""
-    from heads.evaluate import evaluate as evaluate_run
-    from heads.pages.table import metric_table
+@command(FinetuneConfig, name="finetune")
+def finetune(config: FinetuneConfig, *, as_json: Json = False) -> None:
+    """Train through an encoder, judge it, and hand it back; the same command goes on after an interruption."""
+    from finetune.fit import finetune as run_finetune
+    from finetune.table import split_table
 
     with _progress() as progress:
+        record = run_finetune(config, command=_command_line(), progress=progress)
+    if os.environ.get("RANK", "0") != "0":  # of several processes, one speaks
+        return
+    for warning in record.warnings:
+        _say(f"warning: {warning}")
+    _print(record.to_dict() if as_json else split_table(record.metrics))
+    _say(f"encoder: {config.out / 'encoder'}  report: {config.out / 'report.html'}")
+
+
+@command(EvaluateConfig, name="evaluate")
+def evaluate(config: EvaluateConfig, *, as_json: Json = False) -> None:
+    """Judge a fitted head or a fine-tuned run on samples that it has not seen, with its own thresholds."""
+    from finetune.record import is_finetuned
+    from finetune.table import split_table
+
+    with _progress() as progress:
+        if is_finetuned(config.run):
+            from finetune.evaluate import evaluate as evaluate_run
+        else:
+            from heads.evaluate import evaluate as evaluate_run
         result = evaluate_run(config, command=_command_line(), progress=progress)
     for warning in result.warnings:
         _say(f"warning: {warning}")
-    _print(result.to_dict() if as_json else metric_table({result.split: {**result.metrics, **result.sets}}))
+    _print(result.to_dict() if as_json else split_table({result.split: {**result.metrics, **result.sets}}))
 
 
 @command(PredictConfig, name="predict")

@@ -16,23 +16,34 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
+
+from manifests import PREPARED, write_all
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-SUITES = {
-    "brain_mri": "offline:efficientnet-lite0",
-    "rt_polarity": "offline:minilm",
-    "nih_cxr_multilabel": "offline:efficientnet-lite0",
+IMAGES, TEXTS, MVIT = "offline:efficientnet-lite0", "offline:minilm", "torchvision:mvit_v2_s/random:0"
+SUITES: dict[str, list[tuple[str, ...]]] = {
+    "brain_mri": [("--encoder", IMAGES)],
+    "rt_polarity": [("--encoder", TEXTS)],
+    "nih_cxr_multilabel": [("--encoder", IMAGES)],
+    "fsdd": [("--encoder", "audio:mfcc", "--encoder", "audio:logmel", "--encoder", f"spectrogram+{IMAGES}")],
+    "lus_video": [("--input", "path", "--encoder", encoder) for encoder in (f"frames+{IMAGES}", MVIT)],
+    "covid_cxr_notes": [
+        ("--input", "path", "--encoder", IMAGES),
+        ("--input", "text", "--encoder", TEXTS),
+        ("--input", "text", "--encoder", "speech:features"),
+    ],
 }
-"""Suites, and the encoder whose features they read."""
+"""Suites, and how the features they read are extracted."""
 CONTROLS = ("zero", "shuffled")
 
 
-def frostline(*arguments: str, datasets: Path) -> str:
+def frostline(*arguments: str, datasets: Path, manifests: Path) -> str:
     """Run one command and return what it printed; stop at the first that fails."""
-    variables = {**os.environ, "FROSTLINE_DATASETS": str(datasets)}
+    variables = {**os.environ, "FROSTLINE_DATASETS": str(datasets), "FROSTLINE_MANIFESTS": str(manifests)}
     command = [sys.executable, str(ROOT / "cli.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables)
     if done.returncode:
@@ -43,10 +54,44 @@ def frostline(*arguments: str, datasets: Path) -> str:
 def compared(suite: str, datasets: Path, work: Path) -> list[str]:
     """Run a suite and return its part of the page."""
     store, out, file = work / "store", work / f"compare-{suite}", f"benchmarks/suites/{suite}.yaml"
-    manifest = datasets / suite / "manifest.csv"
-    frostline("extract", str(manifest), "--store", str(store), "--encoder", SUITES[suite], datasets=datasets)
-    frostline("compare", file, "--store", str(store), "--out", str(out), datasets=datasets)
+    places = {"datasets": datasets, "manifests": work / "manifests"}
+    prepared = suite in PREPARED
+    if prepared:
+        write_all(**places, names=[suite])
+    manifest = work / "manifests" / f"{suite}.csv" if prepared else datasets / suite / "manifest.csv"
+    for options in SUITES[suite]:
+        frostline("extract", str(manifest), "--store", str(store), *options, **places)
+    frostline("compare", file, "--store", str(store), "--out", str(out), **places)
+    variables = "FROSTLINE_MANIFESTS=manifests" if prepared else "FROSTLINE_DATASETS=."
+    lines = [
+        f"## {suite}",
+        "",
+        *prose_of(ROOT / file),
+        "",
+        "```",
+        *(["python benchmarks/manifests.py --datasets . --manifests manifests"] if prepared else []),
+        f"{variables} frostline compare {file} --store store --out runs/{suite}",
+        "```",
+        "",
+    ]
     table, tests = rows_of(out / "table.csv"), rows_of(out / "tests.csv")
+    names = list(dict.fromkeys(row.get("dataset", suite) for row in table))
+    for name in names:
+        of_name = ([row for row in rows if row.get("dataset", suite) == name] for rows in (table, tests))
+        lines += ([f"### {name}", ""] if len(names) > 1 else []) + standing(*of_name)
+    return lines
+
+
+def prose_of(suite: Path) -> list[str]:
+    """Return what the comment at the top of a suite says, less the commands, which are indented."""
+    comment = takewhile(lambda line: line.startswith("#"), suite.read_text(encoding="utf-8").splitlines())
+    lines = [line[2:] for line in comment if not line.startswith("#   ")]
+    joined = "\n".join(line for line, above in zip(lines, ["", *lines], strict=False) if line or above)
+    return joined.strip().splitlines()
+
+
+def standing(table: Sequence[Mapping[str, str]], tests: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the tables of one data set."""
     metrics = list(dict.fromkeys(test["metric"] for test in tests if test["test"] == "bootstrap"))[:2]
     cells: dict[tuple[str, str], dict[str, Mapping[str, str]]] = {}
     for row in table:
@@ -54,12 +99,6 @@ def compared(suite: str, datasets: Path, work: Path) -> list[str]:
     ordered = sorted(cells, key=lambda key: -float(cells[key][metrics[0]]["value"] or "nan"))
     best = next(key for key in ordered if key[1] != "prior" and not is_control(key[1]))
     lines = [
-        f"## {suite}",
-        "",
-        "```",
-        f"FROSTLINE_DATASETS=. frostline compare {file} --store store --out runs/{suite}",
-        "```",
-        "",
         f"| head | features | {' | '.join(metrics)} | p, best against it | parameters | all fits, s |",
         "|---|---|" + "---|" * (len(metrics) + 3),
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +21,7 @@ from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.encoder_ids import WRAPPERS, WrappedId
 from featurestore.errors import EncoderError, EncoderUnavailable, UnknownEncoder
 from featurestore.levels import levels_of
-from featurestore.pooling import CHUNKS
+from featurestore.pooling_text import CHUNKS, Pooling
 
 _FOLDER = Path(__file__).parent / "encoders"
 _PREFIXES = {"huggingface": "hf", "python": "py"}
@@ -316,8 +316,11 @@ def load_encoder(encoder_id: str, options: EncoderOptions) -> Encoder:
         raise EncoderError(f"{encoder_id} encodes {encoder.spec.modality}, not {options.modality}")
     made = [spec.pooling for spec in levels_of(encoder)]
     given = {"auto", *made, *(f"auto{CHUNKS}" for pooling in made if pooling.endswith(CHUNKS))}
+    behind_blocks = {replace(each, block=None) for each in map(Pooling.parse, made) if each.block is not None}
     for asked in options.poolings:
-        if asked not in given:
+        pooling = Pooling.parse(asked)
+        from_the_end = pooling.block is not None and pooling.block < 0  # it is counted from the beginning by now
+        if asked not in given and not (from_the_end and replace(pooling, block=None) in behind_blocks):
             raise EncoderError(f"{encoder_id}: no pooling {asked!r}; it gives {', '.join(made)}")
     return encoder
 

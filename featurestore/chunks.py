@@ -22,7 +22,7 @@ from data.manifest import Source
 from featurestore.encoder import Embeddings
 from featurestore.forward import pinned
 from featurestore.levels import as_levels, joined
-from featurestore.pooling import CHUNKS
+from featurestore.pooling_text import CHUNKS
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import TextEncoder, Tokens
 from featurestore.together import Together

@@ -16,13 +16,16 @@ class ExtractConfig(ManifestConfig):
     store: Path = Field(description="the feature store, a directory; made if it does not exist")
     encoder: Many = Field(
         default=(),
-        description="encoder id or alias; several share one decode; default: the offline encoder of the modality",
+        description="encoder id or alias; several share one decode; augmented+ID: views to train heads on, mirrored "
+        "and rotated unless told otherwise (a mirror swaps left and right); default: the offline encoder of the "
+        "modality",
     )
     pooling: Names = Field(
         default=(),
         description="how tokens become one vector: native, cls, mean or max; or tokens, all of them; several are read "
-        "off one pass; for texts, +chunks behind it (auto+chunks) encodes what is longer than the encoder's limit in "
-        "pieces and averages them; default: auto, the encoder's own",
+        "off one pass; mean@6 is that of the tokens behind block 6, mean@-1 behind the last; for texts, +chunks behind "
+        "it (auto+chunks) encodes what is longer than the encoder's limit in pieces and averages them; default: auto, "
+        "the encoder's own",
     )
     batch_size: Literal["auto"] | PositiveInt = Field(default="auto", description="samples per batch")
     device: str = Field(default="auto", description="where the encoder runs: auto, cpu, cuda or cuda:<i>")

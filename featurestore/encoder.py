@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from data.manifest import Modality, Source
-from featurestore.spec import TOKENS, EncoderSpec, Precision, StoredType
+from featurestore.pooling_text import Pooling
+from featurestore.spec import EncoderSpec, Precision, StoredType
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +40,9 @@ class EncoderOptions:
     modality
         Which tower of a two-tower model to use; None takes the only one there is.
     pooling
-        ``auto`` takes the encoder's own; else one of those it has. For texts, ``+chunks`` behind it encodes long ones
-        in pieces instead of cutting them.
+        ``auto`` takes the encoder's own; else one of those it has. ``@6`` behind it takes the tokens behind the sixth
+        block, ``@-1`` behind the last. For texts, ``+chunks`` behind it encodes long ones in pieces instead of cutting
+        them.
     also
         Further poolings of the same forward pass.
     precision
@@ -69,7 +71,7 @@ class EncoderOptions:
 
     def dtype_of(self, pooling: str) -> StoredType:
         """Return the stored type of a pooling's embeddings."""
-        return self.ragged_dtype if pooling == TOKENS else self.dtype
+        return self.ragged_dtype if Pooling.parse(pooling).is_tokens else self.dtype
 
 
 class Encoder(Protocol):

@@ -12,57 +12,90 @@ from typing import TYPE_CHECKING, Any
 from data.errors import did_you_mean
 from featurestore.encoder import Embeddings, EncoderOptions
 from featurestore.errors import EncoderError
-from featurestore.spec import TOKENS, EncoderSpec
+from featurestore.pooling_text import CHUNKS, TOKENS, Pooling
+from featurestore.spec import EncoderSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-CHUNKS = "+chunks"
-"""What follows the pooling of a text encoder that encodes long texts in pieces, see `featurestore.chunks`."""
 
 _PIECES = {"chunks": {"overlap": 0, "weights": "tokens"}}
 """What `preprocess` says of long texts that are encoded in pieces; nothing where they are cut."""
 
 
-def choose_pooling(asked: str, offered: Sequence[str], *, encoder: str) -> str:
+def choose_pooling(asked: str, offered: Sequence[str], *, encoder: str, blocks: int = 0) -> str:
     """Return the pooling to use.
 
     Parameters
     ----------
     asked
-        What the user wrote; ``auto`` takes the first one offered.
+        What the user wrote; ``auto`` takes the first one offered. ``mean@6`` is that of the tokens behind the sixth
+        block, ``mean@-1`` that of those behind the last.
     offered
-        The poolings that the encoder has, its own first.
+        The poolings that the encoder has, its own first. All but ``native`` can be had behind a block.
     encoder
         The encoder's id, for the message.
+    blocks
+        Number of the encoder's blocks; 0 where none can be read.
+
+    Returns
+    -------
+    str
+        One of those offered, or one of them behind a block counted from 1.
 
     Raises
     ------
     EncoderError
-        If the encoder has no such pooling.
+        If the encoder has no such pooling, or no such block.
     """
     if asked == "auto":
         return offered[0]
+    pooling = Pooling.parse(asked)
+    if pooling.block is not None:
+        return str(replace(pooling, block=_block(pooling, asked, offered, encoder=encoder, blocks=blocks)))
     if asked not in offered:
         raise EncoderError(f"{encoder}: no pooling {asked!r}; {did_you_mean(asked, ['auto', *offered])}")
     return asked
 
 
-def choose_text_poolings(options: EncoderOptions, offered: Sequence[str], *, encoder: str) -> tuple[str, ...]:
+def _block(pooling: Pooling, asked: str, offered: Sequence[str], *, encoder: str, blocks: int) -> int:
+    """Return the number of a block, counted from 1."""
+    known = [each for each in map(Pooling.parse, offered) if each.how != "native"]
+    if not known or not blocks:
+        raise EncoderError(f"{encoder}: no pooling {asked!r}: it has no blocks whose tokens can be read")
+    if replace(pooling, block=None) not in known:
+        words = [str(replace(each, block=pooling.block)) for each in known]
+        raise EncoderError(f"{encoder}: no pooling {asked!r}; {did_you_mean(asked, words)}")
+    assert pooling.block is not None
+    number = pooling.block if pooling.block > 0 else blocks + 1 + pooling.block
+    if not 1 <= number <= blocks:
+        raise EncoderError(
+            f"{encoder}: no block {pooling.block} for --pooling {asked}; it has blocks 1 to {blocks}, or -{blocks} to "
+            f"-1 counted from the end"
+        )
+    return number
+
+
+def choose_text_poolings(
+    options: EncoderOptions, offered: Sequence[str], *, encoder: str, blocks: int = 0
+) -> tuple[str, ...]:
     """Return the poolings to read off texts: as `choose_poolings`, each one but tokens also with `CHUNKS`."""
-    if f"{TOKENS}{CHUNKS}" in options.poolings:
+    asked = tuple(map(Pooling.parse, options.poolings))
+    if any(each.is_tokens and each.chunks for each in asked):
         raise EncoderError(
             f"{encoder}: pieces of a text are averaged, which tokens cannot be; choose {TOKENS} or auto{CHUNKS}"
         )
     chunked = tuple(f"{pooling}{CHUNKS}" for pooling in offered if pooling != TOKENS)
-    asked = tuple(chunked[0] if each == f"auto{CHUNKS}" else each for each in options.poolings)
-    return tuple(dict.fromkeys(choose_pooling(each, (*offered, *chunked), encoder=encoder) for each in asked))
+    texts = [chunked[0] if text == f"auto{CHUNKS}" else text for text in options.poolings]
+    every = (*offered, *chunked)
+    return tuple(dict.fromkeys(choose_pooling(text, every, encoder=encoder, blocks=blocks) for text in texts))
 
 
-def choose_poolings(options: EncoderOptions, offered: Sequence[str], *, encoder: str) -> tuple[str, ...]:
+def choose_poolings(
+    options: EncoderOptions, offered: Sequence[str], *, encoder: str, blocks: int = 0
+) -> tuple[str, ...]:
     """Return the poolings to read off one forward pass, each once; see `choose_pooling`."""
-    return tuple(dict.fromkeys(choose_pooling(asked, offered, encoder=encoder) for asked in options.poolings))
+    asked = options.poolings
+    return tuple(dict.fromkeys(choose_pooling(text, offered, encoder=encoder, blocks=blocks) for text in asked))
 
 
 def level_specs(
@@ -71,7 +104,7 @@ def level_specs(
     options: EncoderOptions,
     *,
     layer: str,
-    dim: int,
+    dims: Sequence[int],
     tokens: Mapping[str, Any],
 ) -> tuple[EncoderSpec, ...]:
     """Return the specification of each pooling.
@@ -81,27 +114,29 @@ def level_specs(
     native
         The specification of the encoder's own embedding.
     poolings
-        ``native``, or poolings of tokens; of texts also with `CHUNKS` behind them.
+        ``native``, or poolings of tokens, behind blocks too; of texts also with `CHUNKS` behind them.
     options
         Know the stored types.
-    layer, dim
-        Where the tokens are taken, and their length.
+    layer
+        Where the tokens of the whole network are taken; of block 6 it is ``block_6``.
+    dims
+        Length of an embedding at each pooling.
     tokens
         What the tokens are; recorded where they are stored themselves: ``order``, and ``prefix``, the names of the
         leading ones that stand for no part of the sample.
     """
 
-    def of(pooling: str) -> EncoderSpec:
-        plain = pooling.removesuffix(CHUNKS)
-        spec = replace(native, pooling=pooling)
-        if plain != pooling:
+    def of(text: str, dim: int) -> EncoderSpec:
+        pooling, spec = Pooling.parse(text), replace(native, pooling=text)
+        if pooling.chunks:
             spec = replace(spec, preprocess={**spec.preprocess, **_PIECES})
-        if plain == "native":
+        if pooling.how == "native":
             return spec
-        spec = replace(spec, layer=layer, dim=dim, dtype=options.dtype_of(pooling))
+        where = layer if pooling.block is None else f"block_{pooling.block}"
+        spec = replace(spec, layer=where, dim=dim, dtype=options.dtype_of(text))
         return replace(spec, architecture={**spec.architecture, "tokens": dict(tokens)}) if spec.ragged else spec
 
-    return tuple(of(pooling) for pooling in poolings)
+    return tuple(of(text, dim) for text, dim in zip(poolings, dims, strict=True))
 
 
 def raster(maps: Tensor, *, channels_last: bool = False) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from data.digest import digest_json
 from data.manifest import Modality
+from featurestore.pooling_text import Pooling
 
 SCHEMA = 1
 """Version of what a fingerprint covers; a change to the meaning of any field raises it."""
@@ -24,8 +25,8 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 StoredType = Literal["float16", "float32"]
 
-TOKENS = "tokens"
-"""The pooling that pools nothing."""
+AUGMENTED = "augmented"
+"""The family, and the wrapper, whose samples are several augmented views (`featurestore.augmentation`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,11 @@ class EncoderSpec:
     preprocess
         Image geometry and statistics, or tokenizer and its settings, read from the checkpoint.
     layer
-        Where in the network the embedding is taken, e.g. ``projection`` or ``last_hidden_state``.
+        Where in the network the embedding is taken, e.g. ``projection``, ``last_hidden_state``, or ``block_6``, the
+        output of the sixth block before any normalisation that follows the last.
     pooling
-        How tokens become one vector: ``native``, ``cls``, ``mean`` or ``max``, and ``+chunks`` behind it where long
-        texts are encoded in pieces; or ``tokens``, all of them as they are.
+        How tokens become one vector: ``native``, ``cls``, ``mean`` or ``max``, ``mean@6`` of those behind a block, and
+        ``+chunks`` behind it where long texts are encoded in pieces; or ``tokens``, all of them as they are.
     precision
         The arithmetic of the forward pass.
     dtype
@@ -82,8 +84,13 @@ class EncoderSpec:
 
     @property
     def ragged(self) -> bool:
-        """Whether a sample has as many vectors as it has tokens, instead of one."""
-        return self.pooling == TOKENS
+        """Whether a sample has several vectors, one per token or augmented view, instead of one."""
+        return Pooling.parse(self.pooling).is_tokens or self.family == AUGMENTED
+
+    @property
+    def parts(self) -> str:
+        """What the vectors of a ragged sample are, in words."""
+        return "views" if self.family == AUGMENTED else "tokens"
 
     @cached_property
     def fingerprint(self) -> str:

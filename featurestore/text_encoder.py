@@ -91,6 +91,11 @@ class TextEncoder:
         self._lock = lock or threading.Lock()
 
     @property
+    def vocabulary(self) -> Any:
+        """The tokenizer of transformers behind the texts; None where it is another library's."""
+        return getattr(self._tokenize, "vocabulary", None)
+
+    @property
     def fallbacks(self) -> int:
         """Number of batches that overflowed half precision and were computed again in fp32."""
         return self._forward.fallbacks

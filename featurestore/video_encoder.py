@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, functional
@@ -136,29 +137,29 @@ class VideoEncoder:
         return self._forward.fallbacks
 
     @property
-    def decoding(self) -> int:
+    def decoding(self) -> tuple[str, int]:
         """What `decode` depends on besides the file: encoders that agree on it may share the frames."""
-        return self.transform.frames
+        return "frames", self.transform.frames
 
-    def read(self, source: Source) -> Tensor:
-        """Return the clip of one video: uint8, (t, 3, h, w).
+    def read(self, source: Source | Frames8) -> Tensor:
+        """Return the clip of one video, a file or decoded, as uint8: (t, 3, h, w).
 
         Raises
         ------
         SampleError
             If the video cannot be decoded, or is too elongated to be resized.
         """
-        return self.prepare(self.decode(source))
+        return self.prepare(self.decode(source)) if isinstance(source, Source) else self._clip(source)
 
     def decode(self, source: Source) -> tuple[Source, Frames8]:
-        """Return the frames of one video, and which it is.
+        """Return the frames of one video, each once, and which it is.
 
         Raises
         ------
         SampleError
             If the video cannot be decoded.
         """
-        return source, self._frames(source)
+        return source, read_frames(source, self.transform.frames)
 
     def prepare(self, decoded: tuple[Source, Frames8]) -> Tensor:
         """Return what `read` does, of a video that was decoded.
@@ -170,7 +171,7 @@ class VideoEncoder:
         """
         source, frames = decoded
         try:
-            return self.transform.apply(frames)
+            return self._clip(frames)
         except SampleError as error:
             raise SampleError(error.kind, f"{source}: {error}") from error
 
@@ -197,23 +198,30 @@ class VideoEncoder:
         self.levels, self.spec = levels, levels[0]
         self._forward.then(lambda made: after(as_levels(made)))
 
-    def encode_reference(self, sources: Sequence[Source]) -> Embeddings:
+    def encode_reference(self, sources: Sequence[Source | Frames8]) -> Embeddings:
         """Return the embeddings by the library's own transform in fp32, one by one."""
         return self.encode_reference_levels(sources)[0]
 
-    def encode_reference_levels(self, sources: Sequence[Source]) -> tuple[Embeddings, ...]:
+    def encode_reference_levels(self, sources: Sequence[Source | Frames8]) -> tuple[Embeddings, ...]:
         """Return the embeddings by the library's own transform in fp32, one by one, level by level."""
         return joined([as_levels(self._forward.reference(self._reference_input(source))) for source in sources])
 
     def _ready(self, batch: Tensor) -> Tensor:
         return self.transform.normalize(batch.to(self._forward.device, non_blocking=True))
 
-    def _frames(self, source: Source) -> Frames8:
-        return read_frames(source, self.transform.frames, pad=True)
+    def _clip(self, frames: Frames8) -> Tensor:
+        return self.transform.apply(self._whole(frames))
 
-    def _reference_input(self, source: Source) -> Tensor:
-        frames = _channels_first(self._frames(source)).contiguous()
-        return self._reference_transform(frames).unsqueeze(0).to(self._forward.device)
+    def _whole(self, frames: Frames8) -> Frames8:
+        """Return as many frames as a clip has, the last one repeated where there are fewer."""
+        if len(frames) == self.transform.frames:
+            return frames
+        return frames[np.minimum(np.arange(self.transform.frames), len(frames) - 1)]
+
+    def _reference_input(self, source: Source | Frames8) -> Tensor:
+        frames = self.decode(source)[1] if isinstance(source, Source) else source
+        ready = _channels_first(self._whole(frames)).contiguous()
+        return self._reference_transform(ready).unsqueeze(0).to(self._forward.device)
 
 
 def _channels_first(frames: Frames8) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
@@ -31,6 +31,8 @@ class Outputs:
         Token numbers of the texts, from the beginning of a text to its end, then padding: int64, shape (b, l).
     caption_mask
         True where `captions` are no padding, shape (b, l).
+    inputs
+        What the tower of the input collated: objectives that hide a part of it compute the tower again.
     """
 
     vectors: Tensor | None = None
@@ -40,6 +42,7 @@ class Outputs:
     text_ids: Tensor | None = None
     captions: Tensor | None = None
     caption_mask: Tensor | None = None
+    inputs: Any = None
 
 
 class Objective(nn.Module):
@@ -62,3 +65,7 @@ class Objective(nn.Module):
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of a batch."""
         raise NotImplementedError
+
+    def measures(self) -> dict[str, float]:
+        """Return values that are worth following beside the loss, such as a temperature."""
+        return {}

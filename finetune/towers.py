@@ -12,7 +12,7 @@ from featurestore.catalog import load_encoder
 from featurestore.encoder import EncoderOptions
 from featurestore.errors import EncoderError
 from featurestore.image_encoder import ImageEncoder
-from featurestore.spec import TOKENS
+from featurestore.pooling_text import TOKENS
 from featurestore.text_encoder import TextEncoder
 from featurestore.video_encoder import VideoEncoder
 from featurestore.weights import tensor_digests
@@ -106,6 +106,8 @@ def load_tower(
         modality=modality,
         pooling=pooling,
         also=(TOKENS,) if tokens else (),
+        # As `extract` stores what it computes in fp32, so that a tower has the fingerprint of those features.
+        dtype="float32",
         device=device,
         trust_remote_code=trust_remote_code,
     )

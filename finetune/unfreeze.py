@@ -8,8 +8,9 @@
 ``lora:R``      additions of rank R to the linear layers of all blocks (Hu et al. 2021, arXiv:2106.09685)
 ==============  ====================================================================================================
 
-What does not train is in eval mode, so that nothing drops out of it and the statistics of its batch norms stay as
-they are: also those of a norm whose weights train while the block around it is frozen.
+What does not train is in eval mode, so that nothing drops out of it. Batch norms are always: their weights train, their
+statistics stay those of the base. A classifier that begins with a head of frozen features sees these features in
+training too, and a step does not depend on how a batch is split into passes or shared by processes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from data.errors import ConfigError
 from featurestore.errors import EncoderError, EncoderUnavailable
@@ -139,6 +141,7 @@ class Policy:
             network.train()
         elif self.blocks:
             self._open_upper_part(network)
+        _keep_statistics(network)
 
     def _is_added(self, name: str) -> bool:
         return self.kind == "lora" and _LORA.search(name) is not None
@@ -174,6 +177,12 @@ def merged_state(network: nn.Module) -> dict[str, Tensor]:
     for name, layer in layers.items():
         state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(_ADAPTER).detach().cpu()
     return state
+
+
+def _keep_statistics(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.training = False  # itself: a norm may hold other layers
 
 
 def _add_lora(network: nn.Module, rank: int, seed: int) -> None:

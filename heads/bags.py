@@ -5,6 +5,7 @@
     values   [ a a a | b | c c ]      m instances, packed: no padding, however uneven the bags
     offsets  0       3   4     6      n + 1: bag i holds the instances offsets[i]:offsets[i + 1]
     inner    0   2   3   4     6      optional second level: parts of bags, such as the videos of a study
+    views    A A B | A | B B          optional: what each instance shows, such as the angle of the camera
 
 Where a mask appears, True means that an instance is there.
 """
@@ -38,6 +39,9 @@ class Bags:
     inner
         The same for parts of bags, shape (k + 1,); every bag begins where a part begins, and no part is
         empty. None for one level.
+    views
+        The view of each instance, shape (m,): names, empty where not known; the same throughout a part. None
+        where nothing is said of views.
 
     Raises
     ------
@@ -48,6 +52,7 @@ class Bags:
     values: Values
     offsets: Offsets
     inner: Offsets | None = None
+    views: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values)
@@ -55,6 +60,8 @@ class Bags:
             raise HeadError(f"bags: expected values of shape (m, d), got {values.shape}")
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "offsets", _checked("offsets", self.offsets, len(values)))
+        if self.views is not None and np.shape(self.views) != (len(values),):
+            raise HeadError(f"bags: expected views of shape ({len(values)},), got {np.shape(self.views)}")
         if self.inner is None:
             return
         inner = _checked("inner", self.inner, len(values))
@@ -65,6 +72,12 @@ class Bags:
             bag = int(np.flatnonzero(~np.isin(self.offsets, inner))[0])
             raise HeadError(f"bags: instance {self.offsets[bag]}, where bag {bag} begins, is inside a part of inner")
         object.__setattr__(self, "inner", inner)
+        if self.views is not None:
+            begins = np.isin(np.arange(1, len(values)), inner)
+            differs = np.flatnonzero((self.views[1:] != self.views[:-1]) & ~begins)
+            if len(differs):
+                part = int(np.searchsorted(inner, differs[0], side="right")) - 1
+                raise HeadError(f"bags: the instances of part {part} are of several views; a part has one")
 
     @classmethod
     def of_rows(cls, X: Values) -> Bags:
@@ -122,8 +135,7 @@ class Bags:
         if chosen.ndim != 1:
             raise HeadError(f"bags: expected positions, a mask or a slice of bags, got {rows!r}")
         at = ranges(self.offsets[chosen], self.lengths[chosen])
-        offsets = offsets_of(self.lengths[chosen])
-        return Bags(self.values[at], offsets, None if self.inner is None else _starts(self.part_of[at], offsets))
+        return self._some(at, offsets_of(self.lengths[chosen]))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -150,9 +162,18 @@ class Bags:
         """The part of each instance, counted over all bags, shape (m,); its bag where there is one level."""
         return self.bag_of if self.inner is None else np.repeat(np.arange(len(self.inner) - 1), np.diff(self.inner))
 
+    @property
+    def part_offsets(self) -> Offsets:
+        """Where the parts of each bag begin, counted over all bags, shape (n + 1,); its instances for one level."""
+        return self.offsets if self.inner is None else np.searchsorted(self.inner, self.offsets)
+
     def with_values(self, values: Values) -> Bags:
         """Return the same bags with other values, shape (m, anything)."""
         return replace(self, values=values)
+
+    def with_views(self, views: NDArray[Any] | None) -> Bags:
+        """Return the same bags with other views, shape (m,), or without any."""
+        return replace(self, views=views)
 
     def instances(self, keep: NDArray[np.bool_]) -> Bags:
         """Return all bags, each with some of its instances.
@@ -162,18 +183,26 @@ class Bags:
         keep
             Which instances stay, shape (m,).
         """
-        offsets = offsets_of(_sums(keep, self.offsets))
-        return Bags(self.values[keep], offsets, None if self.inner is None else _starts(self.part_of[keep], offsets))
+        return self._some(np.flatnonzero(keep), offsets_of(np.diff(offsets_of(keep)[self.offsets])))
+
+    def parts(self, keep: NDArray[np.bool_]) -> Bags:
+        """Return all bags, each with some of its parts, which are its instances where there is one level.
+
+        Parameters
+        ----------
+        keep
+            Which parts stay, counted over all bags.
+        """
+        return self.instances(keep if self.inner is None else np.repeat(keep, np.diff(self.inner)))
 
     def at_most(self, count: int) -> Bags:
         """Return all bags, each with at most `count` instances, evenly spaced over the bag."""
-        if not len(self) or self.lengths.max() <= count:
-            return self
-        place = np.arange(len(self.values)) - self.offsets[:-1][self.bag_of]
-        length = self.lengths[self.bag_of]
-        # Instance p is the middle of one of `count` equal stretches of its bag: counted before it and with it.
-        before, with_it = (((2 * (place + i) * count + length - 1) // (2 * length)) for i in (0, 1))
-        return self.instances((length <= count) | (with_it > before))
+        return self.instances(_evenly(self.offsets, count)) if self.lengths.max(initial=0) > count else self
+
+    def parts_at_most(self, count: int) -> Bags:
+        """Return all bags, each with at most `count` parts, evenly spaced over the bag."""
+        offsets = self.part_offsets
+        return self.parts(_evenly(offsets, count)) if np.diff(offsets).max(initial=0) > count else self
 
     def mean(self) -> Values:
         """Return the mean of each bag's instances, shape (n, d), float32 or float64.
@@ -190,6 +219,11 @@ class Bags:
         sums = np.add.reduceat(self.values, self.offsets[:-1], axis=0, dtype=np.float64)
         means: Values = (sums / self.lengths[:, None]).astype(self.dtype, copy=False)
         return means
+
+    def _some(self, at: NDArray[np.int64], offsets: Offsets) -> Bags:
+        """Return bags of some of the instances, by position, bag after bag."""
+        inner = None if self.inner is None else _starts(self.part_of[at], offsets)
+        return Bags(self.values[at], offsets, inner, None if self.views is None else self.views[at])
 
 
 T = TypeVar("T")
@@ -218,8 +252,13 @@ def _starts(part: Offsets, offsets: Offsets) -> Offsets:
     return np.flatnonzero(new).astype(np.int64)
 
 
-def _sums(keep: NDArray[np.bool_], offsets: Offsets) -> Offsets:
-    return np.diff(offsets_of(keep)[offsets])
+def _evenly(offsets: Offsets, count: int) -> NDArray[np.bool_]:
+    """Return which members of each stretch stay where at most `count` may, evenly spaced."""
+    length = np.repeat(np.diff(offsets), np.diff(offsets))
+    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
+    # Member p is the middle of one of `count` equal stretches of its own: counted before it and with it.
+    before, with_it = (((2 * (place + i) * count + length - 1) // (2 * length)) for i in (0, 1))
+    return np.asarray((length <= count) | (with_it > before))
 
 
 def _checked(name: str, offsets: ArrayLike, instances: int) -> Offsets:

@@ -91,6 +91,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
     accepts_bags
         Whether a row may be several embeddings, see `heads.bags.Bags`. Such a head gets bags only: rows of
         a matrix reach it as bags of one.
+    accepts_views
+        Whether it learns from the views of bags (`heads.bags.Bags.views`), which others do not see.
     kept_rows
         Learned attributes that keep training rows as they are, which are no parameters (`heads.size`).
     """
@@ -105,9 +107,10 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
     learns_from_rows: ClassVar[bool] = True
     accepts_missing: ClassVar[bool] = False
     accepts_bags: ClassVar[bool] = False
+    accepts_views: ClassVar[bool] = False
     kept_rows: ClassVar[frozenset[str]] = frozenset()
 
-    standardize: bool
+    standardize: bool | tuple[bool, ...]
     kind_: Kind
 
     @classmethod
@@ -522,7 +525,7 @@ def _fit_job(
     """Fit one head on its rows, or return why it cannot be."""
     try:
         own = None if groups is None else groups[job.rows]
-        return job.head.fit(X[job.rows], y[job.rows], groups=own, context=context)
+        return job.head.fit(X[job.rows], y[job.rows], sample_weight=job.weight, groups=own, context=context)
     except HeadError as error:
         return error
 

@@ -48,6 +48,11 @@ def takes_bags(name: str) -> bool:
     return any(made.accepts_bags for made in head_classes(name))
 
 
+def takes_views(name: str) -> bool:
+    """Return whether a head learns from the views of bags."""
+    return any(made.accepts_views for made in head_classes(name))
+
+
 def head_class(name: str, kind: Kind) -> type[Head]:
     """Return the class of a head that learns a kind of task.
 

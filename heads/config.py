@@ -34,7 +34,10 @@ class TaskConfig(ManifestConfig):
     """What every command can be told that predicts a target from stored features and judges it."""
 
     store: Path = Field(description="the feature store")
-    encoder: Many = Field(min_length=1, description="encoder id as stored; several are joined side by side")
+    encoder: Many = Field(
+        min_length=1,
+        description="encoder id as stored; several are joined side by side; augmented+ID: ID and its views to train on",
+    )
     target: Names = Field(min_length=1, description="target column, or several joined by commas")
     kind: Literal["auto", "binary", "multiclass", "multilabel", "regression"] = Field(
         default="auto", description="what kind of task it is"
@@ -57,6 +60,9 @@ class TaskConfig(ManifestConfig):
 class FittingConfig(TaskConfig):
     """What every command that fits heads on stored features can be told."""
 
+    view: str | None = Field(
+        default=None, description="column of what each row of a bag shows, such as the angle of the camera"
+    )
     folds: int = Field(default=5, ge=2, description="folds of the grouped, stratified cross-validation")
     threshold: str = Field(
         default="youden",
@@ -178,8 +184,9 @@ class EvaluateConfig(ManifestConfig):
 
     run: Path = Field(description="a run directory", json_schema_extra=positional(1))
     manifest: Path = Field(description="labelled samples: a table or an image folder", json_schema_extra=positional(2))
-    store: Path = Field(description="the feature store")
+    store: Path | None = Field(default=None, description="the feature store; a fine-tuned run has one of its own")
     split: str | None = Field(default=None, description="evaluate only the rows of this split: train, val or test")
+    view: str | None = Field(default=None, description="column of the rows' views; default: the run's own")
     split_column: str | None = Field(
         default=None, description="the column that --split refers to; default: the run's own"
     )
@@ -203,6 +210,7 @@ class PredictConfig(Config):
     bag: str | None = Field(
         default=None, description="column of what is predicted as a whole, such as the study; default: the run's own"
     )
+    view: str | None = Field(default=None, description="column of the rows' views; default: the run's own")
     neighbours: PositiveInt | None = Field(
         default=None, description="list so many nearest training samples of each sample, in OUT's name.neighbours.csv"
     )

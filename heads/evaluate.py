@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digest import key_bytes
-from data.errors import LeakageError, SplitError
+from data.errors import ConfigError, LeakageError, SplitError
 from data.progress import Progress, Silent
 from data.sources import read_manifest
 from data.task import Task
@@ -27,7 +27,8 @@ from heads.loading import masked_remark
 from heads.record import RunRecord
 from heads.run import read_trained
 from heads.samples import encode_samples
-from heads.saved import join_inputs, load_head
+from heads.saved import join_inputs, load_head, view_of
+from heads.views import view_remark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +97,19 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
         group=config.group or own.get("group"),
         bag=config.bag or own.get("bag"),
     )
+    if config.store is None:
+        raise ConfigError("--store is required: a head is judged on stored embeddings; name the feature store")
     store = FeatureStore(config.store)
     inputs = join_inputs(manifest, bundle, store, progress)
-    data = label(inputs, task, encode_samples(task, manifest, inputs.manifest), store, progress, need_train=False)
+    y = encode_samples(task, manifest, inputs.manifest)
+    view = view_of(config.view, bundle, where=str(config.run))
+    data = label(manifest, inputs, task, y, store, progress, view=view, need_train=False)
     rows = data.rows(config.split) if config.split else data.rows("train")
     if not len(rows):
         raise SplitError(f"{config.manifest}: column {column!r} has no labelled row of split {config.split!r}")
     warnings = _trained_on(config, data, rows) if bundle.head.learns_from_rows else []
-    warnings += masked_remark(data.take(rows, "not evaluated"))
+    judged = data.take(rows, "not evaluated")
+    warnings += [*masked_remark(judged), *view_remark(bundle.head, judged.instances)]
     openings = None if config.split in ("train", "val") else _opened(store, data, rows, record, command)
     if openings:
         progress.note(openings.explain())

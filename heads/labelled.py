@@ -8,7 +8,7 @@ an effective group, so that no duplicate can sit on both sides.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,11 +36,12 @@ from data.split import parse_split
 from data.task import Targets, Task, labelled
 from data.text import load_text
 from featurestore.store import FeatureStore
+from heads.augmented import Views
 from heads.bags import Bags
 from heads.context import Context
 from heads.inputs import Block, Inputs, Missing, Normalize, find_features, load_inputs, stored_id
 from heads.prompts import PromptSet
-from heads.samples import Instances, agreed, bags_of, samples_of
+from heads.samples import Instances, agreed, bags_of, positions, samples_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,8 @@ class Labelled:
         The prompts of the classes, if there are any.
     masked
         Samples whose embeddings by some encoder are missing: reason to ids, which may name dropped ones as well.
+    views
+        Augmented views that join the samples heads are fitted on (`heads.augmented.fit_on`); None without.
     """
 
     manifest: Manifest
@@ -91,6 +94,12 @@ class Labelled:
     dropped: Mapping[str, tuple[str, ...]]
     prompts: PromptSet | None = None
     masked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    views: Views | None = None
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """The identities of all features that heads learn from: those of X, then those of views."""
+        return [*(block.fingerprint for block in self.blocks), *(self.views.fingerprints if self.views else ())]
 
     def with_prompts(self, prompts: PromptSet | None) -> Labelled:
         """Return the same data with the prompts of the classes, which heads are told of."""
@@ -110,6 +119,7 @@ class Labelled:
             groups=self.groups[rows],
             group_names=tuple(self.group_names[i] for i in rows),
             dropped={**self.dropped, **gone},
+            views=None if self.views is None else self.views.take(rows),
         )
 
     def rows(self, split: str) -> NDArray[np.int64]:
@@ -145,10 +155,10 @@ def join_features(
         workers=os.cpu_count() or 1,
         progress=progress,
     )
-    return inputs if manifest.role("bag") is None else _with_lost_bags(inputs, manifest)
+    return inputs if manifest.role("bag") is None else with_lost_bags(inputs, manifest)
 
 
-def _with_lost_bags(inputs: Inputs, manifest: Manifest) -> Inputs:
+def with_lost_bags(inputs: Inputs, manifest: Manifest) -> Inputs:
     """Return the inputs with what was dropped told apart: rows of bags that go on, and bags without any row left."""
     left = set(inputs.manifest.role("bag") or ())
     lost = tuple(name for name in bags_of(manifest)[1] if name not in left)
@@ -157,20 +167,32 @@ def _with_lost_bags(inputs: Inputs, manifest: Manifest) -> Inputs:
 
 
 def label(
-    inputs: Inputs, task: Task, y: Targets, store: FeatureStore, progress: Progress, *, need_train: bool = True
+    manifest: Manifest,
+    inputs: Inputs,
+    task: Task,
+    y: Targets,
+    store: FeatureStore,
+    progress: Progress,
+    *,
+    view: str | None = None,
+    need_train: bool = True,
 ) -> Labelled:
     """Bring embeddings, targets, splits and groups together and audit them.
 
     Parameters
     ----------
+    manifest
+        All rows: a bag is split and grouped by those without embeddings as well.
     inputs
-        Embeddings of the manifest's samples.
+        Embeddings of those that have them.
     task, y
         The task, and the targets of `inputs.manifest`'s samples.
     store
         Keeps the perceptual hashes of images.
     progress
         Told about hashing images.
+    view
+        The column of the rows' views.
     need_train
         Whether a training sample must be left.
 
@@ -179,8 +201,9 @@ def label(
     SplitError
         If a split's name is not understood, or no training sample is left.
     """
+    at = positions(manifest, inputs.manifest)
+    split, groups = _splits(manifest)[at], _group_names(manifest)[at]
     manifest = inputs.manifest
-    split, groups = _splits(manifest), _group_names(manifest)
     unlabelled = ~labelled(y)
     unassigned = (split == "") & ~unlabelled
     dropped = dict(inputs.dropped)
@@ -194,7 +217,7 @@ def label(
             f"{manifest.path}: no labelled training sample is left of {len(manifest)} rows; "
             f"check the target and the split column"
         )
-    kept, instances, samples = samples_of(manifest, inputs.keys, kept)
+    kept, instances, samples = samples_of(manifest, inputs.keys, kept, view=view)
     # What follows is about instances: two bags that share one are kept together like two equal samples.
     rows, X, first = instances.manifest, inputs.X[kept], instances.first
     split, groups = split[kept], groups[kept]
@@ -245,8 +268,18 @@ def _group_names(manifest: Manifest) -> NDArray[np.object_]:
 
 
 def _label_texts(manifest: Manifest, task: Task) -> list[str]:
-    """Return each sample's targets as one text, to tell contents with conflicting labels."""
-    return [" ".join(cell or "" for cell in cells) for cells in zip(*map(manifest.column, task.targets), strict=True)]
+    """Return each row's targets as one text, to tell contents with conflicting labels."""
+    columns = [_of_bag(manifest, manifest.column(name)) for name in task.targets]
+    return [" ".join(cell or "" for cell in cells) for cells in zip(*columns, strict=True)]
+
+
+def _of_bag(manifest: Manifest, cells: Sequence[str | None]) -> Sequence[str | None]:
+    """Return cells, those of a bag all as in its first row that has one."""
+    bags = manifest.role("bag")
+    if bags is None:
+        return cells
+    said = {bag: cell for bag, cell in zip(reversed(bags), reversed(cells), strict=True) if cell}
+    return [said.get(bag) for bag in bags]
 
 
 def _near_duplicates(
@@ -254,23 +287,21 @@ def _near_duplicates(
 ) -> NearPairs:
     """Return which samples have nearly the same content.
 
-    Images are compared by perceptual hash, videos by that of their middle frame, texts by their normalised
-    words; where none can be read (imported features), embeddings that point in the same direction are taken as
-    the same. A sample that is kept without such content is near to none.
+    Images are compared by perceptual hash, videos by that of their middle frame, recordings by that of their
+    spectrogram, texts by their normalised words; where none can be read (imported features), embeddings that point
+    in the same direction are taken as the same. A sample that is kept without such content is near to none.
     """
     sources = [source for source in manifest.sources if source is not None]
     if sources and all(source.modality == "text" and _exists(source) for source in sources):
         return near_pairs_by_text([None if source is None else _text(source) for source in manifest.sources])
-    if sources and all(source.modality in ("image", "video") and _exists(source) for source in sources):
+    if sources and all(source.modality != "text" and _exists(source) for source in sources):
         progress.stage("perceptual hashes", len(manifest))
-        hashes = perceptual_hashes(
-            manifest.sources,
-            keys,
-            FileCache(store.files_cache),
-            _picture,
-            workers=os.cpu_count() or 1,
-            progress=progress.advance,
-        )
+        cache, workers = FileCache(store.files_cache), os.cpu_count() or 1
+        if manifest.modality == "audio":
+            from data.sound_hash import near_recordings
+
+            return near_recordings(manifest.sources, keys, cache, workers=workers, progress=progress.advance)
+        hashes = perceptual_hashes(manifest.sources, keys, cache, _picture, workers=workers, progress=progress.advance)
         return near_pairs(hashes)
     return near_pairs_by_embedding(X.mean() if isinstance(X, Bags) else np.nan_to_num(X))
 
@@ -293,4 +324,4 @@ def _text(source: Source) -> str | None:
 
 
 def _exists(source: Source) -> bool:
-    return source.path is None or source.path.exists()
+    return source.path is None or all(path.exists() for path in (source.path, *source.rest))

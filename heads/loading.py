@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from data.sources import read_manifest
 from data.subset import balanced_subset
 from data.task import Task, count_classes, read_task
 from featurestore.store import FeatureStore
+from heads.augmented import find_views, plain_encoders, read_views
 from heads.bags import Bags
 from heads.base import Head
 from heads.catalog import head_classes, make_head
@@ -25,6 +29,7 @@ from heads.labelled import Labelled, join_features, label
 from heads.mixed import MixedHead
 from heads.prompts import load_prompts, refuse_unaligned
 from heads.samples import encode_samples
+from heads.views import refuse_views
 
 _UNCORRECTED = {"class_weight": None, "pos_weight": None, "sampler": "shuffle"}
 """Parameters of heads against imbalance, and the values that do nothing."""
@@ -40,19 +45,24 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     parse_rule(config.threshold)
     head = make_head(config.head, task.kind, config.set, config.seed)
     refuse_masked(config, head)
+    refuse_views(config, head.name)
+    if config.view is not None:
+        manifest.column(config.view)
     if head.needs_prompts and config.prompt_encoder is None:
         raise HeadError(f"--head {head.name} needs the prompts of the classes; add --prompt-encoder")
     if config.prompt_encoder is not None and not (head.needs_prompts or head.uses_prompts):
         raise HeadError(f"--prompt-encoder: head {head.name} learns nothing from prompts; leave it out")
     store = FeatureStore(config.store)
     # An encoder that the store knows nothing of is refused before that of the prompts is loaded.
-    find_features(store, config.encoder, pooling=config.pooling, precision=config.precision, modality=manifest.modality)
+    find_views(store, config.encoder, pooling=config.pooling, precision=config.precision, bag=config.bag)
+    plain = plain_encoders(config.encoder)
+    find_features(store, plain, pooling=config.pooling, precision=config.precision, modality=manifest.modality)
     # Before the features are found: where the prompts join them in the store, a second run finds the same snapshot.
     prompts = load_prompts(config, task, store, progress, seed=config.seed)
     inputs = join_features(
         manifest,
         store,
-        config.encoder,
+        plain,
         pooling=config.pooling,
         precision=config.precision,
         normalize=config.normalize,
@@ -61,7 +71,18 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     )
     if prompts is not None and head.compares_prompts:
         refuse_unaligned(head.name, inputs.blocks, prompts)
-    data = label(inputs, task, encode_samples(task, manifest, inputs.manifest), store, progress).with_prompts(prompts)
+    y = encode_samples(task, manifest, inputs.manifest)
+    data = label(manifest, inputs, task, y, store, progress, view=config.view).with_prompts(prompts)
+    views = read_views(
+        data,
+        store,
+        config.encoder,
+        pooling=config.pooling,
+        precision=config.precision,
+        normalize=config.normalize,
+        progress=progress,
+    )
+    data = replace(data, views=views)
     if config.sealed and not len(data.rows("test")):
         raise SplitError(f"--sealed: {config.manifest} has no test rows to leave sealed; name the split with --split")
     return data
@@ -225,16 +246,49 @@ def counts(data: Labelled) -> dict[str, Any]:
     masked = masked_samples(data)
     if masked:
         found["masked"] = {reason: {"count": len(ids), "ids": ids} for reason, ids in masked.items()}
+    if data.views is not None:
+        found["views"] = data.views.to_dict()
     if isinstance(data.X, Bags):
         lengths = data.X.lengths
         found["instances"] = {"total": int(lengths.sum()), "fewest": int(lengths.min()), "most": int(lengths.max())}
+    of = data.instances
+    if of.offsets is not None:
+        found["bags"] = {
+            "column": data.manifest.roles["bag"],
+            "rows": len(of.manifest),
+            "fewest": int(of.lengths.min()),
+            "most": int(of.lengths.max()),
+        }
+    if of.views is not None:
+        names = Counter(name or "none" for name in of.views.tolist())
+        found["views"] = {"column": of.view, "rows": dict(names.most_common())}
     return found
 
 
 def pooling_remark(data: Labelled, head: Head) -> list[str]:
-    """Remark on bags that a head could not take as they are."""
-    if not isinstance(data.X, Bags) or head.accepts_bags:
+    """Remark on bags that a head could not take as they are, or takes a part of."""
+    if not isinstance(data.X, Bags):
         return []
+    if head.accepts_bags:
+        return cut_remarks(data, head.get_params())
     what, fewest, most = data.manifest.roles.get("bag", "sample"), data.X.lengths.min(), data.X.lengths.max()
     number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     return [f"each {what} is the mean of its {number} embeddings, which the {head.name} head sees in place of them"]
+
+
+def cut_remarks(data: Labelled, params: Mapping[str, Any]) -> list[str]:
+    """Say how many bags have more instances or parts than a head of these parameters looks at."""
+    assert isinstance(data.X, Bags)  # asked of bags only
+    remarks = []
+    for name, what, offsets in (
+        ("max_parts", "parts", data.X.part_offsets),
+        ("max_instances", "instances", data.X.offsets),
+    ):
+        cap = params.get(name)
+        cut = 0 if cap is None else int((np.diff(offsets) > cap).sum())
+        if cut:
+            remarks.append(
+                f"{name}={cap}: {cut:,} of {len(data.y):,} bags have more {what} and are cut, in training to others "
+                f"in each epoch, else to {what} evenly spaced over the bag"
+            )
+    return remarks

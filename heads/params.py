@@ -7,6 +7,7 @@ the parser of ``--set C=0.1``, the check at fit time and the text of the error.
 from __future__ import annotations
 
 import inspect
+import json
 import types
 from collections.abc import Mapping
 from functools import cache
@@ -36,8 +37,9 @@ def parse_params(head: type, params: Mapping[str, Any]) -> dict[str, Any]:
     head
         The class whose constructor is meant.
     params
-        Values by name. Text is parsed: ``none`` is None where that is allowed, and
-        ``512,256`` is a tuple where one is asked for; a mapping is ``{name: {key: value}}``, or a YAML file of it.
+        Values by name. Text is parsed: ``none`` is None where that is allowed, and ``512,256`` is a tuple
+        where one is asked for, as is ``[[512],[]]`` of tuples; a mapping is ``{name: {key: value}}``, or a
+        YAML file of it.
 
     Raises
     ------
@@ -76,6 +78,8 @@ def describe(hint: Any) -> str:
         return " and ".join(filter(None, [describe(base) + " " + " and ".join(map(_describe_limit, limits))])).strip()
     if get_origin(hint) is dict:
         return "a YAML file, or {name: {key: value}}"
+    if get_origin(hint) is tuple and get_origin(get_args(hint)[0]) is tuple:
+        return "a list of such lists, as [[64],[]]"
     if get_origin(hint) is tuple:
         return f"a comma-separated list of {describe(get_args(hint)[0])}"
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "none"}
@@ -116,11 +120,22 @@ def _from_text(value: Any, hint: Any) -> Any:
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if type(None) in options and value.lower() in ("none", "null"):
         return None
-    if any(get_origin(option) is tuple for option in options):
+    lists = [get_origin(option) is tuple for option in options]
+    if any(lists) and value.startswith("["):
+        return _json(value)
+    if all(lists) or (any(lists) and "," in value):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if any(get_origin(option) is dict for option in options):
         return parse_yaml(value) if value.startswith("{") else read_yaml(Path(value))
     return value
+
+
+def _json(text: str) -> Any:
+    """Return what JSON says, or the text itself if it is none, for the check that follows to refuse."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _plain(value: Any) -> str:

@@ -42,7 +42,8 @@ from heads.neighbours import (
 from heads.record import RunRecord
 from heads.run import prediction_columns, raw_columns, region_columns, write_table
 from heads.samples import samples_of
-from heads.saved import join_inputs, load_head
+from heads.saved import join_inputs, load_head, view_of
+from heads.views import view_remark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +103,17 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
     task = Task.from_dict(bundle.task)
     manifest = read_manifest(config.manifest, input=_input_of(config), id=config.id, bag=_bag_of(config, bundle))
     _refuse_other_modality(config, manifest, bundle)
+    view = _view_of(config, bundle, manifest)
     with _store_of(config) as store:
         training = _training(config, bundle, store, progress)
         failures = _encode_missing(config, manifest, bundle, store, progress)
         # Extraction has read every key, and said so.
         inputs = join_inputs(manifest, bundle, store, Silent())
     failures = _unpredicted(inputs, _without_content(inputs, failures) + failures)
-    kept, instances, samples = samples_of(inputs.manifest, inputs.keys, np.arange(len(inputs.manifest)))
+    everything = np.arange(len(inputs.manifest))
+    kept, instances, samples = samples_of(inputs.manifest, inputs.keys, everything, view=view)
+    for remark in view_remark(bundle.head, instances):
+        progress.note(remark)
     X = instances.packed(inputs.X[kept])
     columns = {
         "id": list(samples.ids),
@@ -252,3 +257,18 @@ def _bag_of(config: PredictConfig, bundle: Bundle) -> str | None:
         return config.bag
     own: str | None = bundle.extra.get("bag")
     return own
+
+
+def _view_of(config: PredictConfig, bundle: Bundle, manifest: Manifest) -> str | None:
+    """Return the column of views, which has to be there; a single file, and rows without a bag, are of no known view.
+
+    Raises
+    ------
+    ManifestError
+        If there is no such column.
+    """
+    view = view_of(config.view, bundle, where=str(config.run))
+    if view is None or (config.view is None and manifest.role("bag") is None):
+        return None
+    manifest.column(view)
+    return view

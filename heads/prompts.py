@@ -26,7 +26,7 @@ from featurestore.config import ExtractConfig
 from featurestore.errors import EncoderError, FeaturesMissing, UnknownEncoder
 from featurestore.extract import extract
 from featurestore.features import Features
-from featurestore.pooling import CHUNKS
+from featurestore.pooling_text import CHUNKS
 from featurestore.store import FeatureStore
 from heads.config import PromptOptions
 from heads.context import Context

@@ -32,11 +32,21 @@ class Instances:
         Content keys of the first encoder's inputs, shape (m, 2).
     offsets
         Where each bag begins and the last one ends, shape (n + 1,); None where every row is a sample.
+    view
+        The column that says what each row shows, such as the angle of the camera; None for none.
     """
 
     manifest: Manifest
     keys: Keys
     offsets: Offsets | None = None
+    view: str | None = None
+
+    @property
+    def views(self) -> NDArray[np.object_] | None:
+        """The view of each row as text, empty where not known, shape (m,); None without a column of views."""
+        if self.view is None:
+            return None
+        return np.array([name or "" for name in self.manifest.column(self.view)], dtype=object)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -61,15 +71,18 @@ class Instances:
             manifest=self.manifest.select(at.tolist()),
             keys=self.keys[at],
             offsets=None if self.offsets is None else offsets_of(self.lengths[samples]),
+            view=self.view,
         )
 
     def packed(self, X: NDArray[np.float32] | Bags) -> NDArray[np.float32] | Bags:
         """Return the features of samples from those of rows; rows that are bags themselves become parts of theirs."""
         if self.offsets is None:
             return X
+        views = self.views
         if not isinstance(X, Bags):
-            return Bags(X, self.offsets)
-        return Bags(X.values, X.offsets[self.offsets], np.unique(X.offsets))
+            return Bags(X, self.offsets, views=views)
+        each = None if views is None else np.repeat(views, X.lengths)
+        return Bags(X.values, X.offsets[self.offsets], np.unique(X.offsets), each)
 
 
 def bags_of(manifest: Manifest) -> tuple[NDArray[np.int64], list[str]]:
@@ -94,7 +107,7 @@ def bags_of(manifest: Manifest) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def samples_of(
-    manifest: Manifest, keys: Keys, kept: NDArray[np.int64]
+    manifest: Manifest, keys: Keys, kept: NDArray[np.int64], *, view: str | None = None
 ) -> tuple[NDArray[np.int64], Instances, Manifest]:
     """Put rows together to samples.
 
@@ -104,6 +117,8 @@ def samples_of(
         All rows, and the content keys of their inputs.
     kept
         The rows to use, by position.
+    view
+        The column of their views.
 
     Returns
     -------
@@ -121,7 +136,7 @@ def samples_of(
     kept = kept[np.argsort(codes, kind="stable")]
     rows, offsets = manifest.select(kept.tolist()), offsets_of(np.bincount(codes, minlength=len(names)))
     samples = replace(rows.select(offsets[:-1].tolist()), ids=tuple(names), origin=rows.digest)
-    return kept, Instances(manifest=rows, keys=keys[kept], offsets=offsets), samples
+    return kept, Instances(manifest=rows, keys=keys[kept], offsets=offsets, view=view), samples
 
 
 def encode_samples(task: Task, manifest: Manifest, kept: Manifest) -> Targets:
@@ -142,9 +157,14 @@ def encode_samples(task: Task, manifest: Manifest, kept: Manifest) -> Targets:
         for j, column in enumerate(columns):
             matrix[:, j] = agreed(manifest, column, matrix[:, j], known=known[:, j])
         y = matrix.reshape(y.shape)
-    at = {name: i for i, name in enumerate(manifest.ids)}
-    chosen: Targets = y[[at[name] for name in kept.ids]]
+    chosen: Targets = y[positions(manifest, kept)]
     return chosen
+
+
+def positions(manifest: Manifest, kept: Manifest) -> NDArray[np.int64]:
+    """Return where the rows that were kept are in the whole manifest, shape (len(kept),)."""
+    at = {name: i for i, name in enumerate(manifest.ids)}
+    return np.array([at[name] for name in kept.ids], dtype=np.int64)
 
 
 def agreed(manifest: Manifest, column: str, values: NDArray[Any], *, known: NDArray[np.bool_]) -> NDArray[Any]:

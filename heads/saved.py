@@ -30,6 +30,20 @@ def load_head(run: Path) -> Bundle:
     return bundle
 
 
+def view_of(asked: str | None, bundle: Bundle, *, where: str) -> str | None:
+    """Return the column of views: as asked, else the one that the head was fitted with.
+
+    Raises
+    ------
+    RunError
+        If one is asked for, and the head knows no views.
+    """
+    own: str | None = bundle.extra.get("view")
+    if asked is not None and own is None:
+        raise RunError(f"--view {asked}: the head of {where} was fitted without views; leave it out")
+    return asked or own
+
+
 def join_inputs(manifest: Manifest, bundle: Bundle, store: FeatureStore, progress: Progress) -> Inputs:
     """Join the very features that a bundle was fitted on, known by their fingerprints."""
     names = tuple(f"{block['encoder']}@{block['fingerprint'][:16]}" for block in bundle.inputs)

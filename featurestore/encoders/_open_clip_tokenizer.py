@@ -25,6 +25,11 @@ class OpenClipTokenizer:
         if self._inner is not None:
             require_vocabulary(encoder, self._inner)
 
+    @property
+    def vocabulary(self) -> Any:
+        """The tokenizer of transformers that some models have; None of the others."""
+        return self._inner
+
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Return the tokens of some texts."""
         ids = self._tokenizer(list(texts))

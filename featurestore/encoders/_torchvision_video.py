@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.video import MViT, SwinTransformer3d
 
+from featurestore.blocks import with_blocks
 from featurestore.encoder import Embeddings, EncoderOptions
 from featurestore.errors import EncoderError
 from featurestore.pooling import choose_poolings, level_specs, pool_or_keep
+from featurestore.pooling_text import Pooling
 from featurestore.spec import EncoderSpec
 from featurestore.video_encoder import ClipTransform, VideoEncoder
 from featurestore.weights import weights_digest
@@ -36,8 +38,8 @@ def video_encoder(
     weights
         The published weights whose transform and clip length hold.
     options
-        ``native``, of MViT also called ``cls``; ``mean``, ``max`` or ``tokens`` of a transformer. Precision, stored
-        type, device.
+        ``native``, of MViT also called ``cls``; ``mean``, ``max`` or ``tokens`` of a transformer, of MViT also behind
+        a block. Precision, stored type, device.
     encoder
         The encoder's id, for messages.
 
@@ -48,7 +50,8 @@ def video_encoder(
     """
     if options.modality not in (None, "video"):
         raise EncoderError(f"{encoder} encodes video, not {options.modality}")
-    poolings = choose_poolings(options, _poolings(model), encoder=encoder)
+    blocks: Sequence[nn.Module] = list(model.blocks) if isinstance(model, MViT) else ()
+    poolings = choose_poolings(options, _poolings(model), encoder=encoder, blocks=len(blocks))
     preset = weights.transforms()
     transform = ClipTransform(
         frames=clip_length(weights),
@@ -76,13 +79,13 @@ def video_encoder(
         poolings,
         options,
         layer="last_hidden_state",
-        dim=dim,
+        dims=[_width(blocks, pooling, dim) for pooling in map(Pooling.parse, poolings)],
         tokens={"order": "frames, each in raster order", "prefix": prefix},
     )
     return VideoEncoder(
         spec=levels,
         transform=transform,
-        compute=_compute(model, poolings),
+        compute=_compute(model, poolings, blocks),
         reference_transform=preset,
         network=model,
         device=options.device,
@@ -150,20 +153,32 @@ def _poolings(model: nn.Module) -> tuple[str, ...]:
     return ("native", "mean", "max", "tokens") if isinstance(model, SwinTransformer3d) else ("native",)
 
 
-def _compute(model: nn.Module, poolings: Sequence[str]) -> Callable[[Tensor], Any]:
+def _width(blocks: Sequence[Any], pooling: Pooling, last: int) -> int:
+    """Return the length of a token, which in an MViT grows from stage to stage: a block's MLP decides it."""
+    if pooling.block is None:
+        return last
+    return [part for part in blocks[pooling.block - 1].mlp if isinstance(part, nn.Linear)][-1].out_features
+
+
+def _compute(model: nn.Module, poolings: Sequence[str], blocks: Sequence[nn.Module]) -> Callable[[Tensor], Any]:
     """Return the forward pass read at some poolings; ``native`` is the model's own output."""
     if tuple(poolings) == ("native",):
         return model
 
-    def read(tokens: Tensor, native: Callable[[], Tensor], *, prefix: int) -> tuple[Embeddings, ...]:
-        return tuple(native() if each == "native" else pool_or_keep(tokens, each, prefix=prefix) for each in poolings)
-
-    def compute(clips: Tensor) -> tuple[Embeddings, ...]:
+    def compute(clips: Tensor, poolings: Sequence[str]) -> tuple[Embeddings, ...]:
         if isinstance(model, MViT):
             tokens = mvit_tokens(model, clips)
-            return read(tokens, lambda: model.head(tokens[:, 0]), prefix=1)
+            return read(tokens, lambda: model.head(tokens[:, 0]), poolings, prefix=1)
         assert isinstance(model, SwinTransformer3d)
         maps = _swin_maps(model, clips)
-        return read(maps.flatten(1, 3), lambda: model.avgpool(maps.permute(0, 4, 1, 2, 3)).flatten(1), prefix=0)
+        return read(
+            maps.flatten(1, 3), lambda: model.avgpool(maps.permute(0, 4, 1, 2, 3)).flatten(1), poolings, prefix=0
+        )
 
-    return compute
+    def read(
+        tokens: Tensor, native: Callable[[], Tensor], poolings: Sequence[str], *, prefix: int
+    ) -> tuple[Embeddings, ...]:
+        return tuple(native() if each == "native" else pool_or_keep(tokens, each, prefix=prefix) for each in poolings)
+
+    read_all = with_blocks(compute, blocks, poolings, prefix=1)
+    return lambda clips: read_all(clips, poolings)

@@ -14,6 +14,7 @@ from torch import Tensor, device, float32, nn
 from transformers import AutoModel, AutoTokenizer
 
 from data.digest import digest_json
+from featurestore.blocks import listed_blocks, with_blocks
 from featurestore.chunks import Chunks, make_text_encoder
 from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.errors import EncoderError, WeightsUnavailable
@@ -172,6 +173,11 @@ class HubTokenizer:
         on_gpu = device(run_on).type == "cuda"
         self._bucket = _BUCKET if on_gpu and padding == "longest" and max_length % _BUCKET == 0 else None
 
+    @property
+    def vocabulary(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._tokenizer
+
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Return the tokens of some texts."""
         batch = self._tokenizer(
@@ -269,8 +275,8 @@ def bert_encoder(
     checkpoint
         Where it is.
     options
-        ``mean`` (default, padding left out), ``cls`` or ``max`` pooling, each also with ``+chunks``, or ``tokens``;
-        precision, stored type, device.
+        ``mean`` (default, padding left out), ``cls`` or ``max`` pooling, each also with ``+chunks``, or ``tokens``,
+        all of them also behind a block; precision, stored type, device.
     family
         For the specification.
     config
@@ -285,7 +291,8 @@ def bert_encoder(
     EncoderError
         If the network is no encoder of text, or the pooling is unknown.
     """
-    poolings = choose_text_poolings(options, ("mean", "cls", "max", "tokens"), encoder=checkpoint.encoder)
+    offered, blocks = ("mean", "cls", "max", "tokens"), getattr(config, "num_hidden_layers", 0)
+    poolings = choose_text_poolings(options, offered, encoder=checkpoint.encoder, blocks=blocks)
     if getattr(config, "is_encoder_decoder", False) or not getattr(config, "vocab_size", None):
         raise EncoderError(
             f"{checkpoint.encoder}: model_type {config.model_type!r} is no encoder of text such as BERT; wrap it as "
@@ -318,9 +325,11 @@ def bert_encoder(
         dtype=options.dtype,
         dim=config.hidden_size,
     )
-    tokens = {"order": "text", "prefix": [], "special": "kept"}
-    levels = level_specs(spec, poolings, options, layer=spec.layer, dim=spec.dim, tokens=tokens)
-    return make_text_encoder(levels=levels, tokenizer=tokenize, compute=compute, network=model, device=options.device)
+    tokens, dims = {"order": "text", "prefix": [], "special": "kept"}, [spec.dim] * len(poolings)
+    levels = level_specs(spec, poolings, options, layer=spec.layer, dims=dims, tokens=tokens)
+    found = listed_blocks(checkpoint.encoder, model, poolings, count=blocks)
+    reading = with_blocks(compute, found, poolings, mask_of=lambda inputs: inputs["attention_mask"])
+    return make_text_encoder(levels=levels, tokenizer=tokenize, compute=reading, network=model, device=options.device)
 
 
 def require_vocabulary(encoder: str, tokenizer: Any) -> None:

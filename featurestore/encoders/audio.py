@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -137,6 +137,11 @@ class AudioEncoder:
         self._framing = framing
         self._describe = describe
 
+    @property
+    def decoding(self) -> Hashable:
+        """What `decode` depends on besides the sample: encoders that agree on it may share the spectrogram."""
+        return "log-mel", self._framing
+
     def read(self, source: Source) -> NDArray[np.float32]:
         """Return the mean of every row over time, then the standard deviations: float32, shape (dim,).
 
@@ -145,7 +150,27 @@ class AudioEncoder:
         SampleError
             If the sample cannot be read, is silent, or is too short.
         """
-        rows = self._describe(source, self._framing.spectrogram(source)).astype(np.float64)
+        return self.prepare(self.decode(source))
+
+    def decode(self, source: Source) -> tuple[Source, Spectrogram]:
+        """Return the spectrogram of one sample, and which it is.
+
+        Raises
+        ------
+        SampleError
+            If the sample cannot be read, or is silent.
+        """
+        return source, self._framing.spectrogram(source)
+
+    def prepare(self, decoded: tuple[Source, Spectrogram]) -> NDArray[np.float32]:
+        """Return what `read` does, of a sample that was decoded.
+
+        Raises
+        ------
+        SampleError
+            If it is too short.
+        """
+        rows = self._describe(*decoded).astype(np.float64)
         return np.concatenate([rows.mean(axis=1), rows.std(axis=1)]).astype(np.float32)
 
     def collate(self, items: Sequence[NDArray[np.float32]]) -> Tensor:

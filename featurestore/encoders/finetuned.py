@@ -29,7 +29,7 @@ from featurestore.encoder_ids import WrappedId
 from featurestore.encoders._projection import Layer, make_projection
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling import CHUNKS
+from featurestore.pooling_text import CHUNKS
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import TextEncoder
 from featurestore.together import Together

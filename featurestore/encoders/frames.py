@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
-from data.manifest import Source
-from data.pixels import Image8
 from data.video import read_frames
 from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.encoder_ids import WrappedId
 from featurestore.errors import UnknownEncoder
-from featurestore.many_images import Pool, load_many_images
+from featurestore.image_encoder import ImageEncoder
+from featurestore.many_images import Pool, load_inner, many_images
 
 
 def load(name: str, options: EncoderOptions) -> Encoder:
@@ -38,14 +37,12 @@ def load(name: str, options: EncoderOptions) -> Encoder:
     if wrapped is None:
         raise UnknownEncoder(f"expected frames+ID, e.g. frames+efficientnet-lite0, found {name!r}")
     count, pool = int(wrapped.options["count"]), cast("Pool", wrapped.options["pool"])
-
-    def images_of(source: Source) -> Sequence[Image8]:
-        return list(read_frames(source, count))
-
-    return load_many_images(
+    return many_images(
         wrapped,
         options,
-        images_of=images_of,
+        load_inner(wrapped, options, ImageEncoder),
+        images_of=partial(read_frames, count=count),
         pool=pool,
         preprocess={"frames": count, "spacing": "uniform", "short": "kept", "pool": pool},
+        decoding=("frames", count),
     )

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, float32, nn, zeros
 from transformers import AutoConfig, AutoImageProcessor
 
+from featurestore.blocks import listed_blocks, with_blocks
 from featurestore.chunks import make_text_encoder
 from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.encoders._names import split_seed
@@ -148,10 +149,9 @@ def _checkpoint(name: str, options: EncoderOptions) -> Checkpoint:
 
 def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any, tower: _ImageTower) -> ImageEncoder:
     prefix = [*tower.prefix, *["register"] * getattr(config, "num_register_tokens", 0)]
-    poolings = choose_poolings(
-        options, ("native", *(["cls"] if prefix else []), "mean", "max", "tokens"), encoder=checkpoint.encoder
-    )
     tower_config = _tower_config(config, tower.tower)
+    offered, blocks = ("native", *(["cls"] if prefix else []), "mean", "max", "tokens"), tower_config.num_hidden_layers
+    poolings = choose_poolings(options, offered, encoder=checkpoint.encoder, blocks=blocks)
     model_class = getattr(transformers, tower.model_class)
     processor, model = checkpoint.load(
         lambda: (
@@ -166,7 +166,7 @@ def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any,
         model.register_module("pooler", None)
     model = freeze(model, options.device)
 
-    def compute(images: Tensor) -> tuple[Embeddings, ...]:
+    def compute(images: Tensor, poolings: Sequence[str]) -> tuple[Embeddings, ...]:
         out = model(pixel_values=images)
 
         def read(pooling: str) -> Embeddings:
@@ -175,6 +175,9 @@ def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any,
             return pool_or_keep(tower.tokens(model, out), pooling, prefix=len(prefix))
 
         return tuple(map(read, poolings))
+
+    found = listed_blocks(checkpoint.encoder, model, poolings, count=blocks)
+    reading = with_blocks(compute, found, poolings, prefix=len(prefix))
 
     def reference_transform(image: Image.Image) -> Tensor:
         pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
@@ -198,11 +201,11 @@ def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any,
             poolings,
             options,
             layer="last_hidden_state",
-            dim=tower_config.hidden_size,
+            dims=[tower_config.hidden_size] * len(poolings),
             tokens={"order": "raster", "prefix": prefix},
         ),
         transform=transform,
-        compute=compute,
+        compute=lambda images: reading(images, poolings),
         reference_transform=reference_transform,
         network=model,
         device=options.device,
@@ -214,9 +217,10 @@ def _contrastive_text_encoder(checkpoint: Checkpoint, options: EncoderOptions, c
     """Return the text tower of CLIP or SigLIP, not normalised."""
     is_clip = config.model_type == "clip"
     # Which of SigLIP's tokens are padding it does not know itself, and its padding is never stored.
-    offered = ("native", "tokens") if is_clip else ("native",)
-    poolings = choose_text_poolings(options, offered, encoder=checkpoint.encoder)
+    offered = ("native", "mean", "max", "tokens") if is_clip else ("native",)
     tower_config = _tower_config(config, "text_config")
+    blocks = tower_config.num_hidden_layers
+    poolings = choose_text_poolings(options, offered, encoder=checkpoint.encoder, blocks=blocks)
     model_class = transformers.CLIPTextModelWithProjection if is_clip else transformers.SiglipTextModel
     tokenizer, model = checkpoint.load(lambda: (checkpoint.tokenizer(), checkpoint.model(model_class, tower_config)))
     model = freeze(model, options.device)
@@ -253,13 +257,15 @@ def _contrastive_text_encoder(checkpoint: Checkpoint, options: EncoderOptions, c
         dim=tower_config.projection_dim if is_clip else tower_config.projection_size,
     )
     tokens = {"order": "text", "prefix": [], "special": "kept"}
-    dim = tower_config.hidden_size
-    levels = level_specs(spec, poolings, options, layer="last_hidden_state", dim=dim, tokens=tokens)
+    dims = [tower_config.hidden_size] * len(poolings)
+    levels = level_specs(spec, poolings, options, layer="last_hidden_state", dims=dims, tokens=tokens)
     similarity = _similarity(checkpoint, config)
+    found = listed_blocks(checkpoint.encoder, model, poolings, count=blocks)
+    reading = with_blocks(compute, found, poolings, mask_of=lambda inputs: inputs["attention_mask"])
     return make_text_encoder(
         levels=levels,
         tokenizer=tokenize,
-        compute=compute,
+        compute=reading,
         network=model,
         device=options.device,
         similarity=similarity,

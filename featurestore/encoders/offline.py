@@ -79,7 +79,7 @@ def _efficientnet_lite0(options: EncoderOptions) -> ImageEncoder:
     model = freeze(model, options.device)
     config = resolve_data_config({}, model=model)
     transform = from_timm(config)
-    compute, levels = readings(model, options, encoder=encoder)
+    compute, levels = readings(model, options, transform, encoder=encoder)
     spec = EncoderSpec(
         family="offline",
         modality="image",

@@ -14,22 +14,24 @@ from typing import Any
 import open_clip
 import torch
 from huggingface_hub import hf_hub_download
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from featurestore.blocks import output_dims, with_blocks
 from featurestore.chunks import make_text_encoder
 from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.encoders._class_token import class_token_only
 from featurestore.encoders._names import ModelName, split_seed, unknown
 from featurestore.encoders._open_clip_tokenizer import OpenClipTokenizer
 from featurestore.encoders._transformers import architecture
-from featurestore.encoders.timm import prefix_tokens
+from featurestore.encoders.timm import blocks_of, is_channels_last, prefix_tokens
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
 from featurestore.forward import freeze, is_convolutional
 from featurestore.hub import from_cache_or_hub
 from featurestore.image_encoder import ImageEncoder
-from featurestore.levels import as_levels
 from featurestore.pooling import choose_poolings, choose_text_poolings, level_specs, pool_or_keep, raster
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import similarity_of
@@ -217,10 +219,11 @@ def _image_encoder(request: _Request, model: Any, options: EncoderOptions) -> Im
     transform = from_open_clip(preprocess)
     prefix = _prefix(model.visual)
     offered = ("native", *(["cls"] if prefix else []), "mean", "max", "tokens")
-    poolings = choose_poolings(options, offered, encoder=request.encoder)
+    blocks = _blocks(model.visual)
+    poolings = choose_poolings(options, offered, encoder=request.encoder, blocks=len(blocks))
     is_native = poolings == ("native",)
-    whole = _native(model) if is_native else _readings(model, poolings)
-    dims = _output_dims(whole, transform.crop or transform.size, options.device)
+    whole = _native(model) if is_native else _readings(model, poolings, blocks)
+    dims = output_dims(whole, torch.zeros(1, 3, *(transform.crop or transform.size), device=options.device))
     native = EncoderSpec(
         family="open_clip",
         modality="image",
@@ -238,7 +241,7 @@ def _image_encoder(request: _Request, model: Any, options: EncoderOptions) -> Im
         poolings,
         options,
         layer="last_hidden_state",
-        dim=next((dim for dim, pooling in zip(dims, poolings, strict=True) if pooling != "native"), 0),
+        dims=dims,
         tokens={"order": "raster", "prefix": prefix},
     )
     return ImageEncoder(
@@ -267,12 +270,24 @@ def _native(model: Any) -> Callable[[Tensor], Tensor]:
     return compute
 
 
-def _readings(model: Any, poolings: Sequence[str]) -> Callable[[Tensor], tuple[Embeddings, ...]]:
-    """Return a forward pass read at some poolings; tokens are normalised as the tower normalises its last."""
-    is_transformer = hasattr(getattr(model.visual, "trunk", model.visual), "patch_embed") or bool(_prefix(model.visual))
+def _blocks(visual: Any) -> Sequence[nn.Module]:
+    """Return the blocks of an image tower, or the stages of a convolutional one; none where it is of another make."""
+    if hasattr(visual, "trunk"):
+        return blocks_of(visual.trunk)
+    if isinstance(visual, VisionTransformer):
+        return list(visual.transformer.resblocks) if visual.transformer.batch_first else ()
+    return [visual.layer1, visual.layer2, visual.layer3, visual.layer4] if isinstance(visual, ModifiedResNet) else ()
 
-    def compute(images: Tensor) -> tuple[Embeddings, ...]:
-        out = model.visual.forward_intermediates(
+
+def _readings(
+    model: Any, poolings: Sequence[str], blocks: Sequence[nn.Module]
+) -> Callable[[Tensor], tuple[Embeddings, ...]]:
+    """Return a forward pass read at some poolings; tokens are normalised as the tower normalises its last."""
+    visual, prefix = model.visual, _prefix(model.visual)
+    is_transformer = hasattr(getattr(visual, "trunk", visual), "patch_embed") or bool(prefix)
+
+    def compute(images: Tensor, poolings: Sequence[str]) -> tuple[Embeddings, ...]:
+        out = visual.forward_intermediates(
             images,
             indices=1,
             intermediates_only="native" not in poolings,
@@ -280,21 +295,17 @@ def _readings(model: Any, poolings: Sequence[str]) -> Callable[[Tensor], tuple[E
             output_fmt="NLC" if is_transformer else "NCHW",
             output_extra_tokens=is_transformer,
         )
-        last, prefix = out["image_intermediates"][-1], out.get("image_intermediates_prefix", [])[-1:]
-        tokens = torch.cat([*prefix, last], dim=1) if is_transformer else raster(last)
-        count = sum(each.shape[1] for each in prefix)
+        last, leading = out["image_intermediates"][-1], out.get("image_intermediates_prefix", [])[-1:]
+        tokens = torch.cat([*leading, last], dim=1) if is_transformer else raster(last)
+        count = sum(each.shape[1] for each in leading)
         return tuple(
             out["image_features"] if pooling == "native" else pool_or_keep(tokens, pooling, prefix=count)
             for pooling in poolings
         )
 
-    return compute
-
-
-def _output_dims(compute: Callable[[Tensor], Any], size: tuple[int, int], device: str) -> list[int]:
-    """Return the length of an embedding at each level."""
-    with torch.inference_mode():
-        return [int(each[0].shape[-1]) for each in as_levels(compute(torch.zeros(1, 3, *size, device=device)))]
+    channels_last = is_channels_last(getattr(visual, "trunk", visual))
+    read = with_blocks(compute, blocks, poolings, prefix=len(prefix), channels_last=channels_last)
+    return lambda images: read(images, poolings)
 
 
 def _text_encoder(request: _Request, model: Any, tokenizer: Any, options: EncoderOptions) -> Encoder:
@@ -320,7 +331,7 @@ def _text_encoder(request: _Request, model: Any, tokenizer: Any, options: Encode
         dim=int(request.config["embed_dim"]),
     )
     similarity = similarity_of(model.logit_scale, getattr(model, "logit_bias", None))
-    levels = level_specs(spec, poolings, options, layer=spec.layer, dim=spec.dim, tokens={})
+    levels = level_specs(spec, poolings, options, layer=spec.layer, dims=[spec.dim] * len(poolings), tokens={})
     return make_text_encoder(
         levels=levels,
         tokenizer=tokenize,

@@ -16,7 +16,8 @@ from featurestore.encoder import Encoder, EncoderOptions
 from featurestore.encoder_ids import WrappedId
 from featurestore.encoders.audio import Framing
 from featurestore.errors import UnknownEncoder
-from featurestore.many_images import Pool, load_many_images
+from featurestore.image_encoder import ImageEncoder
+from featurestore.many_images import Pool, load_inner, many_images
 
 MAX_WINDOWS = 4096
 """Most windows of one recording: 27 minutes."""
@@ -59,9 +60,10 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         return [picture] if squash else windows(picture, side, str(source))
 
     cut = {"framing": "squash"} if squash else {"framing": "windows", "side": side, "step": side // 2, "short": "black"}
-    return load_many_images(
+    return many_images(
         wrapped,
         options,
+        load_inner(wrapped, options, ImageEncoder),
         images_of=images_of,
         pool=pool,
         entire=True,
@@ -72,6 +74,7 @@ def load(name: str, options: EncoderOptions) -> Encoder:
             "squashed": "bilinear",
             "pool": pool,
         },
+        decoding=("spectrogram", framing, squash),
     )
 
 

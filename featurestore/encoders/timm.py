@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import timm
+import torch
 from timm.data import create_transform, resolve_data_config
-from torch import Tensor
+from torch import Tensor, nn
 
+from featurestore.blocks import Compute, as_tokens, output_dims, with_blocks
 from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.encoders._names import ModelName, require_images, unknown
-from featurestore.errors import WeightsUnavailable
+from featurestore.errors import EncoderError, WeightsUnavailable
 from featurestore.forward import freeze, is_convolutional
 from featurestore.hub import from_cache_or_hub
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling import choose_poolings, level_specs, pool_or_keep, raster
+from featurestore.pooling import choose_poolings, level_specs, pool_or_keep
+from featurestore.pooling_text import Pooling
 from featurestore.spec import EncoderSpec
+from featurestore.transform import ImageTransform
 from featurestore.transform_sources import from_timm
 from featurestore.weights import assign_weights, first_line, load_weights, seeded, weights_digest
 
@@ -33,7 +38,7 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         with the preprocessing of that tag; or ``NAME/random:0``.
     options
         Pooling (``native``; ``cls`` of a transformer, ``mean``, ``max`` and ``tokens`` of a transformer's tokens or a
-        network's last feature map), precision, stored type, device.
+        network's last feature map, or behind a block), precision, stored type, device.
 
     Raises
     ------
@@ -52,7 +57,7 @@ def load(name: str, options: EncoderOptions) -> Encoder:
     transform = from_timm(data_config)
     model = freeze(model, options.device)
     architecture = {"class": type(model).__name__, "name": parsed.model.partition(".")[0]}
-    compute, levels = readings(model, options, encoder=encoder)
+    compute, levels = readings(model, options, transform, encoder=encoder)
     spec = EncoderSpec(
         family="timm",
         modality="image",
@@ -77,7 +82,7 @@ def load(name: str, options: EncoderOptions) -> Encoder:
 
 
 def readings(
-    model: Any, options: EncoderOptions, *, encoder: str
+    model: Any, options: EncoderOptions, transform: ImageTransform, *, encoder: str
 ) -> tuple[Callable[[Tensor], tuple[Embeddings, ...]], Callable[[EncoderSpec], tuple[EncoderSpec, ...]]]:
     """Return how a model without its classifier is read at the poolings that were asked for.
 
@@ -87,6 +92,8 @@ def readings(
         A model of timm.
     options
         Know the poolings.
+    transform
+        Makes its images.
     encoder
         The encoder's id, for messages.
 
@@ -100,34 +107,73 @@ def readings(
     Raises
     ------
     EncoderError
-        If the model has no such pooling.
+        If the model has no such pooling or block.
     """
-    prefix = prefix_tokens(model)
+    prefix, blocks = prefix_tokens(model), blocks_of(model)
     offered = ("native", *(["cls"] if "class" in prefix else []), "mean", "max", "tokens")
-    poolings = choose_poolings(options, offered, encoder=encoder)
+    poolings = choose_poolings(options, offered, encoder=encoder, blocks=len(blocks))
 
-    def compute(images: Tensor) -> tuple[Embeddings, ...]:
+    def compute(images: Tensor, poolings: Sequence[str]) -> tuple[Embeddings, ...]:
         features = model.forward_features(images)
 
         def read(pooling: str) -> Embeddings:
             if pooling == "native":
                 vectors: Tensor = model.forward_head(features, pre_logits=True)
                 return vectors
-            return pool_or_keep(_tokens(model, features), pooling, prefix=len(prefix))
+            return pool_or_keep(as_tokens(features, channels_last=is_channels_last(model)), pooling, prefix=len(prefix))
 
         return tuple(map(read, poolings))
 
-    def levels(native: EncoderSpec) -> tuple[EncoderSpec, ...]:
-        return level_specs(
-            native,
-            poolings,
-            options,
-            layer="last_hidden_state",
-            dim=model.num_features,
-            tokens={"order": "raster", "prefix": prefix},
-        )
+    read_all = with_blocks(compute, blocks, poolings, prefix=len(prefix), channels_last=is_channels_last(model))
 
-    return compute, levels
+    def read(images: Tensor) -> tuple[Embeddings, ...]:
+        return read_all(images, poolings)
+
+    dims = [model.num_features] * len(poolings)
+    if any(Pooling.parse(pooling).block for pooling in poolings):
+        black = torch.zeros(1, 3, *(transform.crop or transform.size), device=options.device)
+        dims = output_dims(read, black)
+        if prefix:
+            _require_prefix(encoder, read_all, black, poolings)
+
+    def levels(native: EncoderSpec) -> tuple[EncoderSpec, ...]:
+        tokens = {"order": "raster", "prefix": prefix}
+        return level_specs(native, poolings, options, layer="last_hidden_state", dims=dims, tokens=tokens)
+
+    return read, levels
+
+
+def blocks_of(model: Any) -> list[nn.Module]:
+    """Return the blocks of a transformer, or the stages of another network, as timm's ``feature_info`` lists them.
+
+    What comes before the first stage and is listed beside them (``act1`` before ``layer1``, ``stem`` before ``s1``) is
+    none.
+    """
+    names = [row.get("module", "") for row in getattr(model, "feature_info", None) or ()]
+    if len(names) > 1 and names[0].rstrip("0123456789") != names[1].rstrip("0123456789"):
+        del names[0]
+    with suppress(AttributeError):  # the list names something that the model does not have
+        return [model.get_submodule(name) for name in names if name]
+    return []
+
+
+def _require_prefix(encoder: str, read: Compute[Tensor], images: Tensor, poolings: Sequence[str]) -> None:
+    """Refuse blocks whose tokens are not those of the output: a class token that joins them later is none of theirs."""
+    behind = [pooling.block for pooling in map(Pooling.parse, poolings) if pooling.block is not None]
+    with torch.inference_mode():
+        last, *others = read(images, ["tokens", *(f"tokens@{number}" for number in behind)])
+    for number, tokens in zip(behind, others, strict=True):
+        found, expected = len(tokens[0]), len(last[0])
+        if found != expected:
+            raise EncoderError(
+                f"{encoder}: behind block {number} there are {found} tokens, and the output has {expected}: which of "
+                f"them stand for no patch is not known"
+            )
+
+
+def is_channels_last(model: Any) -> bool:
+    """Return whether a model of timm has feature maps of shape (n, h, w, d)."""
+    return bool(getattr(model, "output_fmt", "NCHW") == "NHWC")
 
 
 def prefix_tokens(model: Any) -> list[str]:
@@ -136,13 +182,6 @@ def prefix_tokens(model: Any) -> list[str]:
     named = [name for name, attribute in tokens.items() if getattr(model, attribute, None) is not None]
     count = getattr(model, "num_prefix_tokens", 0)
     return [*named, *["register"] * (count - len(named))][:count]
-
-
-def _tokens(model: Any, features: Tensor) -> Tensor:
-    """Return what a model gives its pooling as tokens: those of a transformer, or the places of a feature map."""
-    if features.ndim == 3:
-        return features
-    return raster(features, channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC")
 
 
 def _require_known(encoder: str, parsed: ModelName) -> None:

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from featurestore.blocks import as_tokens, output_dims
 from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.encoders import _torchvision_video
 from featurestore.encoders._names import ModelName, require_images, unknown
 from featurestore.errors import EncoderError, WeightsUnavailable
 from featurestore.forward import freeze, is_convolutional
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling import choose_poolings, level_specs, pool_or_keep, raster
+from featurestore.pooling import choose_poolings, level_specs, pool_or_keep
+from featurestore.pooling_text import Pooling
 from featurestore.spec import EncoderSpec
 from featurestore.transform_sources import from_torchvision
 from featurestore.weights import assign_weights, first_line, load_weights, seeded, weights_digest
@@ -45,7 +47,8 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         ``DEFAULT`` is resolved to the tag it stands for.
     options
         Pooling (``native``; ``mean``, ``max`` and ``tokens`` of an image model's last feature map, or of a
-        transformer's tokens; ``cls`` where these have one), precision, stored type and device.
+        transformer's tokens; ``cls`` where these have one; all of them also behind a block of a
+        transformer or a stage of a ResNet), precision, stored type and device.
 
     Raises
     ------
@@ -70,7 +73,8 @@ def load(name: str, options: EncoderOptions) -> Encoder:
     transform = from_torchvision(preset)
     is_transformer = isinstance(model, models.VisionTransformer)
     offered = ("native", *(["cls"] if is_transformer else []), "mean", "max", "tokens")
-    poolings = choose_poolings(options, offered, encoder=encoder)
+    blocks = _block_names(model)
+    poolings = choose_poolings(options, offered, encoder=encoder, blocks=len(blocks))
     native = EncoderSpec(
         family="torchvision",
         modality="image",
@@ -83,13 +87,14 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         dtype=options.dtype,
         dim=dim,
     )
-    read = model if poolings == ("native",) else _TokenReader(encoder, model, poolings)
+    read = model if poolings == ("native",) else _TokenReader(encoder, model, poolings, blocks)
+    black = torch.zeros(1, 3, *(transform.crop or transform.size), device=options.device)
     levels = level_specs(
         native,
         poolings,
         options,
         layer="last_hidden_state" if is_transformer else "last_feature_map",
-        dim=read.dim(transform.crop or transform.size, options.device) if isinstance(read, _TokenReader) else dim,
+        dims=[dim] if read is model else output_dims(read, black),
         tokens={"order": "raster", "prefix": ["class"] if is_transformer else []},
     )
     return ImageEncoder(
@@ -104,7 +109,7 @@ def load(name: str, options: EncoderOptions) -> Encoder:
 
 
 class _TokenReader:
-    """A model that is read before its pooling: the places of the last feature map, or a transformer's tokens.
+    """A model that is read before its pooling, and behind blocks: the places of feature maps, or tokens.
 
     Parameters
     ----------
@@ -114,6 +119,8 @@ class _TokenReader:
         A classification model without its classifier.
     poolings
         What to read; ``native`` is the model's own output.
+    blocks
+        The names of its blocks.
 
     Raises
     ------
@@ -121,27 +128,43 @@ class _TokenReader:
         If the model pools no feature map.
     """
 
-    def __init__(self, encoder: str, model: nn.Module, poolings: Sequence[str]) -> None:
+    def __init__(self, encoder: str, model: nn.Module, poolings: Sequence[str], blocks: Sequence[str]) -> None:
         _, names = get_graph_node_names(model, suppress_diff_warning=True)
+        self._poolings = [Pooling.parse(each) for each in poolings]
         taken = {_before_pooling(encoder, model, names): "tokens", names[-1]: "native"}
+        # The last stage of a ResNet is what it pools: a step has one name, however often it is read.
+        self._names = {
+            each.block: taken.setdefault(_last_step(blocks[each.block - 1], names), f"block {each.block}")
+            for each in self._poolings
+            if each.block is not None
+        }
         self._features = create_feature_extractor(model, taken, suppress_diff_warning=True)
-        self._poolings = tuple(poolings)
         self._prefix = int(isinstance(model, models.VisionTransformer))
 
     def __call__(self, images: Tensor) -> tuple[Embeddings, ...]:
         """Return the embeddings of each pooling."""
         out = self._features(images)
-        tokens = out["tokens"] if out["tokens"].ndim == 3 else raster(out["tokens"])
-        return tuple(
-            out["native"] if pooling == "native" else pool_or_keep(tokens, pooling, prefix=self._prefix)
-            for pooling in self._poolings
-        )
 
-    def dim(self, size: tuple[int, int], device: str) -> int:
-        """Return the length of a token; images are of this height and width."""
-        with torch.inference_mode():
-            tokens: Tensor = self._features(torch.zeros(1, 3, *size, device=device))["tokens"]
-        return tokens.shape[1 if tokens.ndim == 4 else 2]
+        def read(pooling: Pooling) -> Embeddings:
+            if pooling.how == "native":
+                native: Tensor = out["native"]
+                return native
+            name = "tokens" if pooling.block is None else self._names[pooling.block]
+            return pool_or_keep(as_tokens(out[name]), pooling.how, prefix=self._prefix)
+
+        return tuple(map(read, self._poolings))
+
+
+def _block_names(model: nn.Module) -> list[str]:
+    """Return the names of a vision transformer's blocks, or of a ResNet's stages; none of other models."""
+    if isinstance(model, models.VisionTransformer):
+        return [f"encoder.layers.{name}" for name, _ in model.encoder.layers.named_children()]
+    return ["layer1", "layer2", "layer3", "layer4"] if isinstance(model, models.ResNet) else []
+
+
+def _last_step(block: str, names: Sequence[str]) -> str:
+    """Return the name of a block's last step, among the names of all steps in the order of computation."""
+    return [name for name in names if name.startswith(f"{block}.")][-1]
 
 
 def _before_pooling(encoder: str, model: nn.Module, names: Sequence[str]) -> str:

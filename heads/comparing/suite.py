@@ -33,7 +33,7 @@ from typing import Any, get_args
 from data.config import read_yaml
 from data.errors import ConfigError, did_you_mean
 from featurestore.encoder_ids import split_joined
-from heads.catalog import head_classes, list_heads
+from heads.catalog import head_classes, list_heads, takes_views
 from heads.config import CompareConfig, FitConfig, PromptOptions
 
 LISTS = ("datasets", "encoders", "heads")
@@ -164,6 +164,9 @@ def read_suite(config: CompareConfig) -> Suite:
     made = list(_cells(lists, for_all, config, where))
     cells = tuple(entry for entry in made if isinstance(entry, Cell))
     _check(cells, where)
+    if config.view is not None and all(cell.config.view is None for cell in cells):
+        able = ", ".join(name for name in list_heads() if takes_views(name))
+        raise ConfigError(f"{where}: view {config.view!r}: no head to compare learns from views; add one of: {able}")
     if config.judge == "test" and any(cell.config.sealed for cell in cells):
         raise ConfigError(f"{where}: --judge test scores the rows that --sealed leaves alone; leave one of them out")
     return Suite(config=config, cells=cells, omitted=tuple(entry for entry in made if isinstance(entry, Omission)))
@@ -215,13 +218,15 @@ def _cell(
 ) -> Cell:
     """Return a cell, without the options of others.
 
-    Prompt options that were not given to the head itself are left out where it learns nothing from
-    prompts, and so are parameters of heads where it is a baseline.
+    Options of prompts and views that were not given to the head itself are left out where it learns nothing
+    from these, and so are parameters of heads where it is a baseline.
     """
     classes = head_classes(values["head"])
     dropped: set[str] = set()
     if not any(made.needs_prompts or made.uses_prompts for made in classes):
         dropped |= PROMPTS - set(explicit or ())
+    if not any(made.accepts_views for made in classes):
+        dropped |= {"view"} - set(explicit or ())
     if baseline:
         dropped.add("set")
     kept = {name: value for name, value in values.items() if name not in dropped}

@@ -30,7 +30,7 @@ class FusionHead(_PerceptronHead):
 
     accepts_missing = True
     uses_prompts = True
-    branch_hidden: tuple[int, ...]
+    branch_hidden: tuple[Any, ...]
     modality_dropout: float
 
     @classmethod
@@ -78,19 +78,17 @@ class FusionHead(_PerceptronHead):
 
     def _branches(self) -> Branches:
         """Return hidden layers for each block."""
-        return Branches(
-            blocks=self._blocks(),
-            layers=tuple(
-                HiddenLayers(
-                    inputs=width,
-                    widths=tuple(self.branch_hidden),
-                    activation=self.activation,
-                    norm=self.norm,
-                    order=self.order,
-                    prefix=f"block{k}.",
-                )
-                for k, width in enumerate(self.blocks_)
-            ),
+        return Branches(blocks=self._blocks(), layers=tuple(self._branch(k) for k in range(len(self.blocks_))))
+
+    def _branch(self, block: int) -> HiddenLayers:
+        """Return the hidden layers of one block."""
+        return HiddenLayers(
+            inputs=self.blocks_[block],
+            widths=tuple(self.branch_hidden),
+            activation=self.activation,
+            norm=self.norm,
+            order=self.order,
+            prefix=f"block{block}.",
         )
 
     def _trunk(self, inputs: int, outputs: int) -> Perceptron:

@@ -74,7 +74,7 @@ class NetworkHead(Head):
         Parameters that decide what the training set looks like; heads that agree in these share one.
     """
 
-    dropout: float
+    dropout: float | tuple[float, ...]
     input_noise: float
     lr: float
     weight_decay: float
@@ -123,13 +123,13 @@ class NetworkHead(Head):
             heads = {i: head for i in positions if isinstance(head := results[i], cls)}
             if not heads:
                 continue
-            rows = jobs[positions[0]].rows
+            job = jobs[positions[0]]
             try:
-                training = prepared(list(heads.values()), rows, X, y, groups=groups, context=context)
+                training = prepared(list(heads.values()), job, X, y, groups=groups, context=context)
             except HeadError as error:
                 results = [error if i in heads else result for i, result in enumerate(results)]
                 continue
-            planner = _Planner(training, rows[training.kept], len(X))
+            planner = _Planner(training, job.rows[training.kept], len(X))
             for i, head in heads.items():
                 try:
                     if training.y.size:
@@ -160,7 +160,7 @@ class NetworkHead(Head):
             seed=self.random_state,
             lr=self.lr,
             weight_decay=self.weight_decay,
-            dropout=self.dropout,
+            dropout=0.0 if isinstance(self.dropout, tuple) else self.dropout,  # else the architecture has them
             input_noise=self.input_noise,
             clip_norm=self.clip_norm,
         )

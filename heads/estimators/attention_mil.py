@@ -32,6 +32,7 @@ from heads.training.members import Course, center_and_spread, inner_splits, mean
 from heads.training.packed import Sampling, pass_through, train_on_bags
 from heads.training.plan import Fold, Recipe, Regime
 from heads.training.pooling import BagNetwork, Pooling
+from heads.views import coded, known_views
 
 _REGRESSION_LOSSES: dict[str, LossName] = {"huber": "huber", "mse": "squared_error", "mae": "absolute_error"}
 
@@ -44,6 +45,7 @@ class _BagHead(Head):
     attention_heads: int
     instance_dropout: float
     max_instances: int | None
+    max_parts: int | None
     dropout: float
     lr: float
     weight_decay: float
@@ -59,6 +61,9 @@ class _BagHead(Head):
     name = "attention_mil"
     uses_torch = True
     accepts_bags = True
+    accepts_views = True
+
+    views_: list[str] | None = None  # bundles of before there were views hold none
 
     @classmethod
     def search_space(cls) -> SearchSpace:
@@ -85,7 +90,7 @@ class _BagHead(Head):
             Weights that sum to one over each bag, means over the members. Of ``max``, the share of the
             features taken from the instance; of ``cls_token``, the mean over its heads, without what goes to
             the token itself; of a hybrid, the mean of the two; with two levels, the product of the weight
-            within the part and that of the part. 0 for instances beyond `max_instances`.
+            within the part and that of the part. 0 for instances beyond `max_instances` or `max_parts`.
         """
         bags = self._leveled(self._features(X))
         used = self._sampling.fixed(bags.with_values(np.arange(len(bags.values))[:, None]))
@@ -96,19 +101,29 @@ class _BagHead(Head):
 
     @property
     def _sampling(self) -> Sampling:
-        return Sampling(at_most=self.max_instances, dropout=self.instance_dropout)
+        return Sampling(at_most=self.max_instances, dropout=self.instance_dropout, parts=self.max_parts)
 
     def _network(self, outputs: int) -> BagNetwork:
         d = self.n_features_in_
         heads = max(count for count in range(1, min(self.attention_heads, d) + 1) if d % count == 0)
         return BagNetwork(
-            inputs=d, outputs=outputs, pooling=self.pooling, hidden=self.hidden, heads=heads, levels=self.levels_
+            inputs=d,
+            outputs=outputs,
+            pooling=self.pooling,
+            hidden=self.hidden,
+            heads=heads,
+            levels=self.levels_,
+            views=0 if self.views_ is None else 1 + len(self.views_),
         )
 
     def _train(self, training: Training, y: NDArray[Any], outputs: int, loss: LossName, recipe: Recipe) -> None:
         """Fit the members, and keep their weights and their history."""
         bags = cast("Bags", training.X)
         self.levels_ = 1 if bags.inner is None else 2
+        if self.max_parts is not None and self.levels_ == 1:
+            raise HeadError(f"{self.name}: max_parts={self.max_parts}: these bags have no parts; use max_instances")
+        self.views_ = None if bags.views is None else known_views(bags.views)
+        bags = coded(bags, self.views_)
         monitors = inner_splits(
             self, training, fraction=self.validation_fraction, members=self.members, seed=self.random_state
         )
@@ -153,12 +168,14 @@ class _BagHead(Head):
         return pass_through(network, self.weights_, bags, what, device=self.device).astype(np.float64)
 
     def _leveled(self, X: Floats) -> Bags:
-        """Return the bags, refused unless they have as many levels as those of the fit."""
+        """Return the bags as the network takes them, refused unless they are like those of the fit."""
         bags = cast("Bags", X)
         levels = 1 if bags.inner is None else 2
         if levels != self.levels_:
             raise HeadError(f"{self.name}: fitted on bags of {self.levels_} levels, got bags of {levels}")
-        return bags
+        if bags.views is not None and self.views_ is None:
+            raise HeadError(f"{self.name}: fitted on bags without views, got bags with them")
+        return coded(bags, self.views_)
 
 
 class AttentionMILClassifier(_BagHead, ClassifierHead):
@@ -169,7 +186,8 @@ class AttentionMILClassifier(_BagHead, ClassifierHead):
     pooling
         How a bag becomes one vector: ``mean``; ``max``; ``attention``, gated as by Ilse et al. [1]_;
         ``cls_token``, a learned token that attends to the instances; or two of these, joined. Bags of two
-        levels are pooled within their parts, then across them.
+        levels are pooled within their parts, then across them. A
+        learned vector of its view, where bags say what that is, is first added to what is pooled to the bag.
     hidden
         Width of the gated attention.
     attention_heads
@@ -179,6 +197,8 @@ class AttentionMILClassifier(_BagHead, ClassifierHead):
         weights of the others sum to one.
     max_instances
         Instances of a bag that are used at most: drawn each epoch in training, evenly spaced otherwise.
+    max_parts
+        The same of the parts of bags of two levels, such as the videos of a study.
     dropout
         Share of the pooled features dropped in training.
     label_smoothing
@@ -213,6 +233,8 @@ class AttentionMILClassifier(_BagHead, ClassifierHead):
     ----------
     levels_
         1, or 2 if the bags have parts.
+    views_
+        Names of the views that have a vector of their own; all others share one. None for bags without views.
     weights_
         Weights by name, each of shape (members, ...), from each member's best epoch.
     best_epochs_
@@ -234,6 +256,7 @@ class AttentionMILClassifier(_BagHead, ClassifierHead):
         attention_heads: Count = 8,
         instance_dropout: Fraction = 0.1,
         max_instances: Count | None = None,
+        max_parts: Count | None = None,
         dropout: Fraction = 0.25,
         label_smoothing: Fraction = 0.0,
         focal_gamma: NotNegative = 0.0,
@@ -255,6 +278,7 @@ class AttentionMILClassifier(_BagHead, ClassifierHead):
         self.attention_heads = attention_heads
         self.instance_dropout = instance_dropout
         self.max_instances = max_instances
+        self.max_parts = max_parts
         self.dropout = dropout
         self.label_smoothing = label_smoothing
         self.focal_gamma = focal_gamma
@@ -291,7 +315,7 @@ class AttentionMILRegressor(_BagHead, RegressorHead):
 
     Parameters
     ----------
-    pooling, hidden, attention_heads, instance_dropout, max_instances, dropout
+    pooling, hidden, attention_heads, instance_dropout, max_instances, max_parts, dropout
         The network, as for `AttentionMILClassifier`.
     loss
         ``huber``, ``mse`` or ``mae``.
@@ -306,7 +330,7 @@ class AttentionMILRegressor(_BagHead, RegressorHead):
     ----------
     center_, spread_
         Mean and standard deviation of each target over the training bags, shape (T,).
-    levels_, weights_, best_epochs_, history_
+    levels_, views_, weights_, best_epochs_, history_
         As for `AttentionMILClassifier`.
     """
 
@@ -318,6 +342,7 @@ class AttentionMILRegressor(_BagHead, RegressorHead):
         attention_heads: Count = 8,
         instance_dropout: Fraction = 0.1,
         max_instances: Count | None = None,
+        max_parts: Count | None = None,
         dropout: Fraction = 0.25,
         loss: Literal["huber", "mse", "mae"] = "huber",
         huber_delta: Positive = 1.0,
@@ -338,6 +363,7 @@ class AttentionMILRegressor(_BagHead, RegressorHead):
         self.attention_heads = attention_heads
         self.instance_dropout = instance_dropout
         self.max_instances = max_instances
+        self.max_parts = max_parts
         self.dropout = dropout
         self.loss = loss
         self.huber_delta = huber_delta

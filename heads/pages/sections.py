@@ -18,7 +18,9 @@ from heads.record import SPLITS, RunRecord
 SPLIT_NAMES = {"cv": "Cross-validation", "val": "Validation", "test": "Test"}
 _ABBREVIATIONS = {
     "roc": "ROC", "auc": "AUC", "f1": "F1", "ppv": "PPV", "npv": "NPV", "mcc": "MCC", "ece": "ECE", "mae": "MAE",
-    "mse": "MSE", "rmse": "RMSE", "r2": "R²", "r": "r", "cohen": "Cohen's",
+    "mse": "MSE", "rmse": "RMSE", "r2": "R²", "r": "r", "cohen": "Cohen's", "mrr": "MRR",
+    "map": "MAP", "bleu4": "BLEU-4", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
+    "ndcg@1": "NDCG@1", "ndcg@5": "NDCG@5", "ndcg@10": "NDCG@10",
 }  # fmt: skip
 _KINDS = {
     "binary": "to tell {negative} from {positive}",
@@ -255,6 +257,15 @@ def data_section(record: RunRecord) -> Html:
         element("h3", "Data"),
         table(["", *(SPLIT_NAMES.get(name, name.capitalize()) for name in names)], rows, label="Samples per split"),
     ]
+    if bags := record.counts.get("bags"):
+        sizes = f"{bags['fewest']:,}" if bags["fewest"] == bags["most"] else f"{bags['fewest']:,} to {bags['most']:,}"
+        items: list[tuple[str, Content]] = [
+            ("A sample is", f"a bag of {sizes} rows, named by column {bags['column']}; {bags['rows']:,} rows in all")
+        ]
+        if views := record.counts.get("views"):
+            shown = ", ".join(f"{name}: {count:,}" for name, count in views["rows"].items())
+            items.append(("Views", f"column {views['column']}: {shown}"))
+        parts.append(definitions(items))
     findings = [(title, record.leakage[key]) for key, title in _FINDINGS.items() if key in record.leakage]
     shared = [(title, _finding(found)) for title, found in findings if found["count"]]
     if shared:

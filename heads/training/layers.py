@@ -74,13 +74,14 @@ class TrainingPass:
         """Return what each model's stream draws, shape (G, ...), or (1, ...) if all models share one."""
         return self.draws.next(draw)[self.stream]
 
-    def drop(self, hidden: Tensor) -> Tensor:
-        """Return activations (G, b, h) with each model's share of them set to 0 and the rest scaled up."""
-        if self.rates is None:
+    def drop(self, hidden: Tensor, rate: float | None = None) -> Tensor:
+        """Return activations (G, b, h) with a share of them set to 0 and the rest scaled up: `rate`, or the model's."""
+        rates = self.rates if rate is None else hidden.new_full((len(hidden),), rate, dtype=torch.float32)
+        if rates is None or rate == 0:
             return hidden
         # 16 random bits per activation: cheaper than a float draw, and a rate is met to 1e-5.
         draws = self.random(partial(_random_bits, hidden.shape[1:]))
-        dropped = (self.rates * _LEVELS).round().clamp(max=_LEVELS - 1)[:, None, None]
+        dropped = (rates * _LEVELS).round().clamp(max=_LEVELS - 1)[:, None, None]
         # Compared straight into floats: multiplying by booleans costs several times as much.
         keep = torch.ge(draws, dropped - _LEVELS // 2, out=torch.empty(hidden.shape, device=hidden.device))
         return hidden * keep.mul_(_LEVELS / (_LEVELS - dropped))

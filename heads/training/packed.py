@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heads.bags import Bags
+from heads.bags import Bags, Offsets
 from heads.batched import torch_device
 from heads.errors import HeadError
 from heads.losses import entry_losses, weighted_sum
@@ -48,24 +48,39 @@ class Sampling:
     dropout
         Share of the instances left out each epoch in training. One of each bag always stays, and the
         weights of those that stay sum to one: they are left out before the softmax, not after it.
+    parts
+        Parts per bag of two levels, drawn or chosen like instances, and before these; None for all.
     """
 
     at_most: int | None = None
     dropout: float = 0.0
+    parts: int | None = None
 
     def draw(self, bags: Bags, generator: torch.Generator) -> Bags:
         """Return the bags with the instances of one epoch."""
+        offsets = bags.part_offsets
+        if self.parts is not None and np.diff(offsets).max(initial=0) > self.parts:
+            order = torch.rand(int(offsets[-1]), generator=generator, dtype=torch.float64).numpy()
+            bags = bags.parts(_places(order, offsets) < self.parts)
         if not self.dropout and (self.at_most is None or bags.lengths.max(initial=0) <= self.at_most):
             return bags
         order, kept = torch.rand(2, len(bags.values), generator=generator, dtype=torch.float64).numpy()
-        place = np.empty(len(bags.values), np.int64)
-        place[np.lexsort((order, bags.bag_of))] = np.arange(len(bags.values)) - bags.offsets[:-1][bags.bag_of]
+        place = _places(order, bags.offsets)
         stays = (kept >= self.dropout) | (place == 0)
         return bags.instances(stays if self.at_most is None else stays & (place < self.at_most))
 
     def fixed(self, bags: Bags) -> Bags:
         """Return the bags with the instances that they are judged by."""
+        bags = bags if self.parts is None else bags.parts_at_most(self.parts)
         return bags if self.at_most is None else bags.at_most(self.at_most)
+
+
+def _places(order: NDArray[np.float64], offsets: Offsets) -> NDArray[np.int64]:
+    """Return the place of each member of a stretch, counted from 0, once each stretch is sorted by `order`."""
+    stretch = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    place = np.empty(len(order), np.int64)
+    place[np.lexsort((order, stretch))] = np.arange(len(order)) - offsets[:-1][stretch]
+    return place
 
 
 def train_on_bags(

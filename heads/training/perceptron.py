@@ -34,6 +34,8 @@ class HiddenLayers:
         What each layer is made of; dropout always comes last.
     prefix
         What the names of the weights begin with.
+    dropout
+        Rate of each layer; None for the model's own, see `heads.training.plan.Recipe`.
     """
 
     inputs: int
@@ -42,6 +44,7 @@ class HiddenLayers:
     norm: Norm = "layer"
     order: Order = "linear-norm-activation"
     prefix: str = ""
+    dropout: tuple[float, ...] | None = None
 
     @property
     def outputs(self) -> int:
@@ -80,7 +83,8 @@ class HiddenLayers:
             x = _ACTIVATIONS[self.activation](self._normalized(state, layer, x, training))
         else:
             x = self._normalized(state, layer, _ACTIVATIONS[self.activation](x), training)
-        return x if training is None else training.drop(x)
+        rate = None if self.dropout is None else self.dropout[layer]
+        return x if training is None else training.drop(x, rate)
 
     def _normalized(self, state: Mapping[str, Tensor], layer: int, x: Tensor, training: TrainingPass | None) -> Tensor:
         if self.norm == "none":
@@ -108,6 +112,8 @@ class Perceptron:
         Whether a learned vector is subtracted from the logits.
     input_norm
         ``layer``: each embedding is first brought to mean 0 and variance 1, then scaled and shifted by learned vectors.
+    dropout
+        Rate of each hidden layer; None for the model's own.
     """
 
     inputs: int
@@ -118,12 +124,18 @@ class Perceptron:
     order: Order = "linear-norm-activation"
     logit_shifts: bool = False
     input_norm: InputNorm = "none"
+    dropout: tuple[float, ...] | None = None
 
     @property
     def layers(self) -> HiddenLayers:
         """The hidden layers."""
         return HiddenLayers(
-            inputs=self.inputs, widths=self.hidden, activation=self.activation, norm=self.norm, order=self.order
+            inputs=self.inputs,
+            widths=self.hidden,
+            activation=self.activation,
+            norm=self.norm,
+            order=self.order,
+            dropout=self.dropout,
         )
 
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:

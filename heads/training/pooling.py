@@ -1,7 +1,8 @@
 """The networks of the `attention_mil` head: pool a bag to one vector, then one linear layer.
 
 Each branch of the pooling gives a vector of the embeddings' own length; a hybrid joins two. Bags of two
-levels are pooled within their parts and then across them, by weights of their own.
+levels are pooled within their parts and then across them, by weights of their own. A learned vector of its
+view may be added to each instance, or part, before these are pooled to their bag's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from heads.training.layers import layer_norm, linear, uniform_linear
 from heads.training.segments import Packed, Segments, segment_attention, segment_max
@@ -164,6 +166,8 @@ class BagNetwork:
         Attention heads of the class token, which must divide `inputs`.
     levels
         1, or 2 for bags of parts.
+    views
+        Number of views, one of which stands for all that are not known; 0 for bags without views.
     """
 
     inputs: int
@@ -172,6 +176,7 @@ class BagNetwork:
     hidden: int = 128
     heads: int = 1
     levels: int = 1
+    views: int = 0
 
     @property
     def branches(self) -> list[tuple[Branch, ...]]:
@@ -189,6 +194,8 @@ class BagNetwork:
         for branch in (branch for levels in self.branches for branch in levels):
             weights.update(branch.initial(generator))
         weights["logits.weight"], weights["logits.bias"] = uniform_linear(self.width, self.outputs, generator)
+        if self.views:
+            weights["view.weight"] = torch.zeros(self.views, self.inputs)
         return weights
 
     def forward(self, state: State, bags: Packed, scale: Tensor | None = None) -> Tensor:
@@ -214,7 +221,7 @@ class BagNetwork:
         for branch in self.branches:
             x = self._rows(state, bags)
             for level, segments in zip(branch, bags.levels, strict=True):
-                x = level.pool(state, x, segments)
+                x = level.pool(state, self._viewed(state, x, bags, segments), segments)
             joined.append(x)
         return torch.cat(joined, dim=2)
 
@@ -225,6 +232,7 @@ class BagNetwork:
             x = self._rows(state, bags)
             share, at = x.new_ones(x.shape[:2]), torch.arange(x.shape[1], device=x.device)
             for level, segments in zip(branch, bags.levels, strict=True):
+                x = self._viewed(state, x, bags, segments)
                 share = share * level.shares(state, x, segments)[:, at]
                 x, at = level.pool(state, x, segments), segments.of[at]
             shares.append(share)
@@ -234,6 +242,13 @@ class BagNetwork:
     def _rows(state: State, bags: Packed) -> Tensor:
         """Return the instances for every model, (G, m, d)."""
         return bags.x.expand(len(state["logits.bias"]), *bags.x.shape)
+
+    def _viewed(self, state: State, x: Tensor, bags: Packed, segments: Segments) -> Tensor:
+        """Return the rows of a level, each with the vector of its view added to it where they are pooled to bags."""
+        if bags.views is None or segments is not bags.levels[-1]:
+            return x
+        # A product with few views: unlike that of an index, its gradient is deterministic on every device.
+        return x + one_hot(bags.views, self.views).to(x) @ state["view.weight"]
 
     def _branch(self, kind: str, level: int) -> Branch:
         name = f"{kind}.{level}"

@@ -55,21 +55,26 @@ class Packed:
         Their instances, shape (m, d).
     levels
         The segments to pool by: instances to bags; or instances to parts, then parts to bags.
+    views
+        Codes of the views of what the last level pools, instances or parts; None without views.
     """
 
     x: Tensor
     levels: tuple[Segments, ...]
+    views: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.levels[-1])
 
 
 def packed(x: Tensor, bags: Bags) -> Packed:
-    """Return the bags whose instances' embeddings are the rows of `x`."""
-    if bags.inner is None:
-        return Packed(x, (Segments(bags.offsets.tolist(), x.device),))
-    parts = np.searchsorted(bags.inner, bags.offsets)
-    return Packed(x, (Segments(bags.inner.tolist(), x.device), Segments(parts.tolist(), x.device)))
+    """Return the bags whose instances' embeddings are the rows of `x`; their views, if any, are codes."""
+    bounds = [bags.part_offsets] if bags.inner is None else [bags.inner, bags.part_offsets]
+    levels = tuple(Segments(each.tolist(), x.device) for each in bounds)
+    if bags.views is None:
+        return Packed(x, levels)
+    codes = bags.views if bags.inner is None else bags.views[bags.inner[:-1]]
+    return Packed(x, levels, torch.from_numpy(codes).to(x.device))
 
 
 def segment_attention(scores: Tensor, x: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:

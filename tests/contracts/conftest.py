@@ -253,6 +253,12 @@ def _timm(folder: Path) -> None:
     torch.save(timm.create_model("test_efficientnet", num_classes=7).state_dict(), folder / "test_efficientnet.pt")
 
 
+def _timm_resnet(folder: Path) -> None:
+    import timm
+
+    torch.save(timm.create_model("test_resnet", num_classes=7).state_dict(), folder / "test_resnet.pt")
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "open_clip": _open_clip,
     "open_clip_resnet": _open_clip_resnet,
@@ -266,4 +272,5 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "resnet18": _resnet("resnet18"),
     "resnet50": _resnet("resnet50"),
     "timm": _timm,
+    "timm_resnet": _timm_resnet,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,13 @@ class Case:
     def load(self, zoo: Any, *poolings: str, **options: Any) -> Encoder:
         first, *also = poolings or ("tokens",)
         chosen = {"modality": self.modality, "pooling": first, "also": tuple(also), "dtype": "float32"} | options
-        return load_encoder(self.id.format(folder=zoo(self.checkpoint)), EncoderOptions(**chosen))
+        return loaded(self.id.format(folder=zoo(self.checkpoint)), EncoderOptions(**chosen))
+
+
+@cache
+def loaded(encoder: str, options: EncoderOptions) -> Encoder:
+    """Return an encoder, made once: it is frozen, and most tests want one that another has made."""
+    return load_encoder(encoder, options)
 
 
 def of_images(folder: Path, pictures: Sequence[Any]) -> dict[str, Tensor]:
@@ -194,6 +201,11 @@ def assert_near(found: Any, expected: Any) -> None:
 
 
 def tokens_of(encoder: Encoder, sources: Sequence[Source]) -> list[np.ndarray]:
+    return encoded(encoder, tuple(sources))
+
+
+@cache
+def encoded(encoder: Encoder, sources: tuple[Source, ...]) -> list[np.ndarray]:
     (block,) = encode_levels(encoder, encoder.collate([encoder.read(source) for source in sources]))
     return samples(block)
 

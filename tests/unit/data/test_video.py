@@ -73,7 +73,16 @@ def test_one_frame_is_the_middle_one() -> None:
 
 def test_clips_are_stretches_of_the_video() -> None:
     assert sample_frames(range(20), 3, clips=2) == [0, 4, 9, 10, 14, 19]
-    assert sample_frames(range(3), 2, clips=5, pad=True) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_short_video_has_as_many_clips_as_it_has_frames_for() -> None:
+    # 7 frames are 2 clips of 3, not 4; 2 frames are one, and only there is a frame repeated.
+    assert sample_frames(range(7), 3, clips=4, pad=True) == [0, 1, 2, 3, 4, 6]
+    assert sample_frames(range(2), 3, clips=4, pad=True) == [0, 1, 1]
+    for total in range(1, 40):
+        chosen = sample_frames(range(total), 4, clips=5, pad=True)
+        assert len(chosen) == 4 * min(5, max(1, total // 4))
+        assert len(set(chosen)) == min(len(chosen), total), "no frame is in two clips"
 
 
 def test_at_a_varying_rate_frames_are_even_in_time() -> None:

@@ -154,6 +154,38 @@ def test_several_poolings_of_one_pass_are_those_of_a_pass_each(make: Callable[[]
     assert together.levels[3].ragged
 
 
+def test_an_mvit_is_read_behind_its_blocks_whose_widths_differ(clips: Tensor) -> None:
+    model = tiny_mvit(v2=False)  # the width grows behind its first block
+    outputs: list[Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, __, out: outputs.append(out[0]))
+    with torch.inference_mode():
+        model(clips)
+    expected = tuple(outputs)
+    poolings = ("cls@1", "tokens@1", "mean@-2", "max@-1", "native")
+    encoder = video_encoder(
+        freeze(model, "cpu"),
+        name="tiny",
+        dim=32,
+        weights=models.video.MViT_V2_S_Weights.DEFAULT,
+        options=EncoderOptions(pooling=poolings[0], also=poolings[1:]),
+        encoder="tiny",
+    )
+    outputs.clear()
+    found = as_levels(encoder._forward(clips))
+    assert len(outputs) == len(expected) == 2, "one pass"
+    assert [(spec.pooling, spec.layer, spec.dim) for spec in encoder.levels] == [
+        ("cls@1", "block_1", 16),
+        ("tokens@1", "block_1", 16),
+        ("mean@1", "block_1", 16),
+        ("max@2", "block_2", 32),
+        ("native", "pre_logits", 32),
+    ]
+    one, two = expected
+    for ours, theirs in zip(found, (one[:, 0], one, one[:, 1:].mean(1), two[:, 1:].amax(1)), strict=False):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_mvit_v2_s_of_a_seed_is_torchvisions_own(make_film: Make, make_scenes: Make, tmp_path: Path) -> None:
     source = Source("video", path=make_film(tmp_path / "a.mp4", make_scenes(20, height=64, width=96)))

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from data.errors import ConfigError
 from featurestore.errors import EncoderError
@@ -91,14 +92,23 @@ def test_frozen_parts_stay_to_the_bit_and_the_others_move(kind: str, make_networ
     assert all(name in opened or name.startswith(tuple(upper)) for name in moved)
 
 
-def test_statistics_of_frozen_batch_norms_stay_and_of_trained_ones_move(make_network: Make, run_network: Run) -> None:
-    network = make_network("resnet18")
-    Policy.parse("last:1").apply(network, 0)
-    before = deepcopy(network.state_dict())
-    run_network(network)
-    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved
-    assert all(name.startswith("layer4.") for name in moved)
+@pytest.mark.parametrize("policy", ["last:1", "gradual:0:1", "all"])
+@pytest.mark.parametrize("kind", ["resnet18", "timm-efficientnet"])
+def test_statistics_of_batch_norms_stay_and_training_sees_what_inference_sees(
+    kind: str, policy: str, make_network: Make
+) -> None:
+    network = make_network(kind)
+    Policy.parse(policy).apply(network, 0)
+    # What is left is drop-out.
+    for module in network.modules():
+        if "drop" in type(module).__name__.lower():
+            module.eval()
+    x = torch.randn(4, 3, 32, 32)
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    found = network(x)
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    assert found.requires_grad
+    assert torch.equal(found, network.eval()(x))
 
 
 def test_frozen_modules_are_in_eval_mode_after_somebody_called_train(kind: str, make_network: Make) -> None:
@@ -107,6 +117,7 @@ def test_frozen_modules_are_in_eval_mode_after_somebody_called_train(kind: str, 
     Policy.parse("last:1").apply(network, 3)
     parts = anatomy(network)
     upper = {id(inner) for module in (parts.blocks[-1], *parts.top) for inner in module.modules()}
+    upper -= {id(module) for module in network.modules() if isinstance(module, _BatchNorm)}
     assert all(module.training == (id(module) in upper) for module in network.modules())
     Policy.parse("none").apply(network, 0)
     assert not any(module.training for module in network.modules())
@@ -127,7 +138,7 @@ def test_gradual_is_frozen_then_opens_the_blocks_and_all_norms(kind: str, make_n
     assert applied("gradual:2:1", network, 9) == last | names
 
 
-def test_norms_that_train_in_frozen_blocks_keep_their_statistics(make_network: Make, run_network: Run) -> None:
+def test_norms_that_train_keep_their_statistics(make_network: Make, run_network: Run) -> None:
     network = make_network("timm-efficientnet")
     Policy.parse("gradual:0:1").apply(network, 0)
     before = deepcopy(network.state_dict())
@@ -136,7 +147,8 @@ def test_norms_that_train_in_frozen_blocks_keep_their_statistics(make_network: M
     assert not torch.equal(after["bn1.weight"], before["bn1.weight"])
     assert torch.equal(after["bn1.running_mean"], before["bn1.running_mean"])
     assert torch.equal(after["conv_stem.weight"], before["conv_stem.weight"])
-    assert not torch.equal(after["bn2.running_mean"], before["bn2.running_mean"])
+    assert torch.equal(after["bn2.running_mean"], before["bn2.running_mean"])
+    assert not torch.equal(after["bn2.weight"], before["bn2.weight"])
 
 
 def test_more_blocks_than_there_are_is_refused(make_network: Make) -> None:

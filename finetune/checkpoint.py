@@ -1,0 +1,154 @@
+"""Checkpoints: everything that the next step depends on, in a folder that names the last whole one.
+
+::
+
+    RUN/checkpoints/
+      last.json            which files are the last state and the best weights; replaced as a whole
+      step-120.safetensors what training changes of the network
+      step-120.pt          the optimizer
+      best-3.safetensors   the same of the best epoch
+
+Random numbers need no keeping: those of a step follow from seed, epoch, step and process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from data.files import whole_text_file
+from finetune.errors import FinetuneError
+
+_LAST = "last.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressed:
+    """Where training is.
+
+    Attributes
+    ----------
+    run
+        Identity of the run: its options and its samples.
+    epoch, step
+        The epoch that is being computed, and how many steps of the optimizer were made in all.
+    sums
+        Sums over the epoch so far: of each loss, times its samples, and of the samples.
+    best_epoch, best_value
+        The best epoch so far, and what it was chosen by; None before the first is over.
+    stopped
+        Whether training is over.
+    """
+
+    run: str
+    epoch: int = 0
+    step: int = 0
+    sums: Mapping[str, float] = field(default_factory=dict)
+    best_epoch: int | None = None
+    best_value: float | None = None
+    stopped: bool = False
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Parameters
+    ----------
+    folder
+        Where they are.
+    changing
+        The names in the network's state that training changes.
+    """
+
+    def __init__(self, folder: Path, changing: Iterable[str]) -> None:
+        self._folder = folder
+        self._changing = tuple(changing)
+
+    def read(self, run: str) -> Progressed | None:
+        """Return where the last whole checkpoint was, None where there is none.
+
+        Raises
+        ------
+        FinetuneError
+            If it is damaged, or of another run.
+        """
+        path = self._folder / _LAST
+        if not path.is_file():
+            return None
+        try:
+            found = Progressed(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise FinetuneError(f"{path}: damaged; begin anew with --overwrite") from error
+        if found.run != run:
+            raise FinetuneError(
+                f"--out {self._folder.parent}: holds a run of other options, samples or weights that was stopped; go "
+                f"on with those, choose another directory, or begin anew with --overwrite"
+            )
+        return found
+
+    def save(self, state: Progressed, model: nn.Module, optimizer: torch.optim.Optimizer, *, is_best: bool) -> None:
+        """Write a checkpoint; the one before it counts until this one is whole."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        weights = self._weights(model)
+        save_file(weights, self._step(state.step, "safetensors"))
+        torch.save(optimizer.state_dict(), self._step(state.step, "pt"))
+        if is_best:
+            assert state.best_epoch is not None  # this is it
+            save_file(weights, self._best(state.best_epoch))
+        with whole_text_file(self._folder / _LAST) as file:
+            json.dump(asdict(state), file)
+        kept = {self._step(state.step, "safetensors"), self._step(state.step, "pt"), self._folder / _LAST}
+        if state.best_epoch is not None:
+            kept.add(self._best(state.best_epoch))
+        for path in set(self._folder.iterdir()) - kept:
+            path.unlink()
+
+    def load(self, state: Progressed, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Bring network and optimizer back to where a checkpoint was."""
+        self._assign(model, self._step(state.step, "safetensors"))
+        optimizer.load_state_dict(torch.load(self._step(state.step, "pt"), weights_only=True))
+
+    def load_best(self, state: Progressed, model: nn.Module) -> None:
+        """Give a network the weights of the best epoch."""
+        assert state.best_epoch is not None  # an epoch was finished
+        self._assign(model, self._best(state.best_epoch))
+
+    def stop(self, state: Progressed) -> None:
+        """Note that training is over."""
+        with whole_text_file(self._folder / _LAST) as file:
+            json.dump(asdict(replace(state, stopped=True)), file)
+
+    def _weights(self, model: nn.Module) -> dict[str, Tensor]:
+        state = model.state_dict()
+        return {name: state[name].detach().cpu().contiguous().clone() for name in self._changing}
+
+    def _assign(self, model: nn.Module, path: Path) -> None:
+        try:
+            weights = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise FinetuneError(f"{path}: damaged or missing; begin anew with --overwrite") from error
+        if set(weights) != set(self._changing):
+            raise FinetuneError(f"{path}: holds other weights than are trained; begin anew with --overwrite")
+        model.load_state_dict(weights, strict=False)
+
+    def _step(self, step: int, suffix: str) -> Path:
+        return self._folder / f"step-{step}.{suffix}"
+
+    def _best(self, epoch: int) -> Path:
+        return self._folder / f"best-{epoch}.safetensors"
+
+
+def changing(model: nn.Module, trained: Iterable[nn.Parameter]) -> list[str]:
+    """Return the names in a network's state that training changes: parameters, and the statistics of its norms."""
+    ids = {id(parameter) for parameter in trained}
+    state: Mapping[str, Any] = model.state_dict()
+    parameters = [name for name, parameter in model.named_parameters() if id(parameter) in ids]
+    return [*parameters, *(name for name, _ in model.named_buffers() if name in state)]

@@ -1,0 +1,240 @@
+"""The loop: epochs of steps, each a function of seed, epoch and step, on any number of processes.
+
+Mixed precision, several processes and clipping are Hugging Face accelerate's. What a step does follows from
+its number alone: the order of the samples, dropout and augmentation have seeds of their own, so that a run
+that was stopped goes on to the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.progress import Progress
+from finetune.batches import Rows, seed_of, share, steps_of
+from finetune.checkpoint import Checkpoints, Progressed, changing
+from finetune.errors import FinetuneError
+from finetune.runner import Runner
+from finetune.schedules import Schedule, lr_factor
+from finetune.tracking import Tracker, tell
+from finetune.unfreeze import Policy
+
+SAVE_SECONDS = 300.0
+"""A checkpoint is written at least this often, and at the end of every epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How training proceeds.
+
+    Attributes
+    ----------
+    epochs, accumulate
+        Passes over the rows; forward passes of a step.
+    schedule, warmup, floor
+        See `finetune.schedules.lr_factor`; `warmup` is a share of all steps.
+    clip_norm
+        Norm that gradients are clipped to.
+    patience
+        Epochs without a better one after which training stops; None never does.
+    """
+
+    epochs: int
+    accumulate: int
+    schedule: Schedule
+    warmup: float
+    floor: float
+    clip_norm: float
+    patience: int | None
+
+
+class Loop:
+    """Trains a model.
+
+    Parameters
+    ----------
+    runner
+        What is trained, on what, and where.
+    policies
+        What is trained of each tower, by its name in the model: ``tower``, ``text_tower``.
+    groups
+        Parameter groups of the optimizer, each with its peak ``lr`` and a ``name``; of all that is ever trained.
+    course
+        How.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        policies: Mapping[str, Policy],
+        groups: Sequence[dict[str, Any]],
+        course: Course,
+    ) -> None:
+        self.runner, self.course = runner, course
+        self.model, self.accelerator = runner.model, runner.accelerator
+        self._policies = policies
+        for group in groups:
+            group["peak"] = group["lr"]
+        self._trained = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer: Any = self.accelerator.prepare(torch.optim.AdamW(list(groups)))
+        self._wrapped: Any = None
+
+    @property
+    def changing(self) -> list[str]:
+        """The names in the model's state that training changes."""
+        return changing(self.model, self._trained)
+
+    def run(
+        self,
+        rows: Rows,
+        *,
+        state: Progressed,
+        checkpoints: Checkpoints,
+        judge: Callable[[], tuple[Mapping[str, float], float]],
+        trackers: Sequence[Tracker],
+        progress: Progress,
+    ) -> Progressed:
+        """Train until the last epoch, or until nothing gets better.
+
+        Parameters
+        ----------
+        rows
+            Positions of the training samples.
+        state
+            Where to go on; its checkpoint has been loaded.
+        checkpoints
+            Where to write.
+        judge
+            Called after each epoch on every process: what to log of the rows that choose the epoch, and the value to
+            choose by, the smallest being best.
+        trackers
+            Told of every step and epoch; on the first process only.
+        progress
+            Told of steps and epochs.
+
+        Returns
+        -------
+        Progressed
+            The end.
+
+        Raises
+        ------
+        FinetuneError
+            If a loss is not finite.
+        """
+        main = self.accelerator.is_main_process
+        saved = time.monotonic()
+        per_epoch = len(self._steps(rows, 0))
+        progress.stage("training", per_epoch * self.course.epochs - state.step)
+        for epoch in range(state.epoch, self.course.epochs if not state.stopped else 0):
+            self._set_trainable(epoch)
+            for number, passes in enumerate(self._steps(rows, epoch)):
+                if epoch * per_epoch + number < state.step:
+                    continue
+                logged, sums = self._step(passes, epoch, state.step, total=per_epoch * self.course.epochs)
+                state = replace(
+                    state,
+                    step=state.step + 1,
+                    sums={name: state.sums.get(name, 0.0) + value for name, value in sums.items()},
+                )
+                if main:
+                    tell(trackers, state.step, {"epoch": epoch, **logged})
+                progress.advance()
+                if main and time.monotonic() - saved > SAVE_SECONDS and number + 1 < per_epoch:
+                    checkpoints.save(state, self.model, self.optimizer, is_best=False)
+                    saved = time.monotonic()
+            found, value = judge()
+            is_best = state.best_value is None or value < state.best_value
+            means = {f"train/{name}": total / state.sums["samples"] for name, total in state.sums.items()}
+            del means["train/samples"]
+            best = (epoch, value) if is_best else (state.best_epoch, state.best_value)
+            state = replace(state, epoch=epoch + 1, sums={}, best_epoch=best[0], best_value=best[1])
+            assert state.best_epoch is not None  # this epoch, or one before it
+            waited = epoch - state.best_epoch
+            over = self.course.patience is not None and waited >= self.course.patience
+            state = replace(state, stopped=over or state.epoch == self.course.epochs)
+            if main:
+                tell(trackers, state.step, {"epoch": epoch, **means, **{f"val/{k}": v for k, v in found.items()}})
+                checkpoints.save(state, self.model, self.optimizer, is_best=is_best)
+                saved = time.monotonic()
+                progress.note(_said(epoch, means["train/loss"], found, is_best=is_best))
+            if over:
+                break
+        self.accelerator.wait_for_everyone()
+        return state
+
+    def _steps(self, rows: Rows, epoch: int) -> list[list[Rows]]:
+        return steps_of(
+            rows,
+            batch_size=self.runner.batch_size,
+            accumulate=self.course.accumulate,
+            processes=self.accelerator.num_processes,
+            shuffle=(self.runner.seed, epoch),
+        )
+
+    def _set_trainable(self, epoch: int) -> None:
+        """Let train what an epoch trains; the rest stays in eval mode and without gradients."""
+        self.model.train()
+        for name, policy in self._policies.items():
+            policy.apply(getattr(self.model, name).network, epoch)
+        if self.accelerator.num_processes == 1:
+            self._wrapped = self.model
+        elif self._wrapped is None or any(policy.changes_at(epoch) for policy in self._policies.values()):
+            # The gradients that are exchanged are those of parameters that were trainable when it was wrapped.
+            self._wrapped = self.accelerator.prepare_model(self.model)
+
+    def _step(
+        self, passes: Sequence[Rows], epoch: int, step: int, *, total: int
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Make one step of the optimizer; return what to log, and the losses times their samples."""
+        course, processes, process = self.course, self.accelerator.num_processes, self.accelerator.process_index
+        factor = lr_factor(course.schedule, step, total=total, warmup=round(course.warmup * total), floor=course.floor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        count = sum(map(len, passes))
+        sums = {"samples": float(count), "loss": 0.0}
+        own = [share(each, process, processes) for each in passes]
+        for number, (whole, batch) in enumerate(zip(passes, self.runner.feed.ahead(own, epoch=epoch), strict=True)):
+            torch.manual_seed(seed_of(self.runner.seed, step, number, process))
+            last = number + 1 == len(passes)
+            with self._together(exchange=last):
+                with self.accelerator.autocast():
+                    losses = self._wrapped(batch, step)
+                loss = self.model.objectives.total(losses, step)
+                self._require_finite(losses, epoch, step)
+                self.accelerator.backward(loss * (len(whole) / count))
+            for name, each in {**losses, "loss": loss}.items():
+                sums[name] = sums.get(name, 0.0) + float(self.runner.mean(each)) * len(whole)
+        norm = self.accelerator.clip_grad_norm_(self._trained, course.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        logged = {f"step/{name}": value / count for name, value in sums.items() if name != "samples"}
+        logged["step/grad_norm"] = float(norm) if norm is not None else math.nan
+        logged |= {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        return logged, sums
+
+    def _together(self, *, exchange: bool) -> Any:
+        """Exchange gradients between processes in the last forward pass of a step only."""
+        return nullcontext() if exchange else self.accelerator.no_sync(self._wrapped)
+
+    def _require_finite(self, losses: Mapping[str, Tensor], epoch: int, step: int) -> None:
+        for name, loss in losses.items():
+            if not bool(torch.isfinite(self.runner.mean(loss))):
+                raise FinetuneError(
+                    f"the loss of {name} is {loss.item()} in epoch {epoch}, step {step}: training diverged; lower "
+                    f"--lr or --encoder-lr, or lengthen --warmup. The last whole checkpoint is kept"
+                )
+
+
+def _said(epoch: int, loss: float, found: Mapping[str, float], *, is_best: bool) -> str:
+    """Return a line about an epoch: its mean loss, and the loss of the rows that choose."""
+    best = ", the best so far" if is_best else ""
+    return f"epoch {epoch}: loss {loss:.4g}, on the rows that choose the epoch {found['loss']:.4g}{best}"

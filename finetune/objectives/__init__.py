@@ -1,0 +1,1 @@
+"""Objectives: what is minimised, one file each, with its formula."""

@@ -1,0 +1,139 @@
+"""Runner: a network, the samples it is fed and the processes that share them; passes that only look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finetune.batches import Rows, seed_of, share, steps_of
+from finetune.feed import Feed
+from finetune.model import Model
+from finetune.outputs import Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passed:
+    """What an evaluation pass over some rows gave, the same on every process.
+
+    Attributes
+    ----------
+    losses
+        Mean loss of each objective, and of their weighted sum as ``loss``.
+    arrays
+        What was asked for, by name, rows in the order they were given in.
+    """
+
+    losses: Mapping[str, float]
+    arrays: Mapping[str, NDArray[Any]]
+
+
+Collect = Callable[[Model, Outputs], Mapping[str, Tensor | list[str]]]
+"""What an evaluation pass keeps of a batch: tensors whose first axis is its rows, or a text for each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """A network on some processes.
+
+    Attributes
+    ----------
+    model, feed
+        What computes, and on what.
+    accelerator
+        Knows the processes and the arithmetic.
+    batch_size
+        Rows of a forward pass, over all processes.
+    last_step
+        The step whose weights of objectives judge, so that epochs are chosen by one sum.
+    seed
+        Seed of everything random.
+    """
+
+    model: Model
+    feed: Feed
+    accelerator: Accelerator
+    batch_size: int
+    last_step: int
+    seed: int
+
+    def evaluate(self, rows: Rows, collect: Collect | None = None) -> Passed:
+        """Return losses and arrays of some rows; every process gets all of them, each row once.
+
+        Parameters
+        ----------
+        rows
+            Positions.
+        collect
+            What to keep.
+        """
+        self.model.eval()
+        processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        steps = steps_of(rows, batch_size=self.batch_size, processes=processes)
+        passes = [each for step in steps for each in step]
+        sums: dict[str, float] = {}
+        parts: list[tuple[NDArray[np.int64], dict[str, NDArray[Any]]]] = []
+        with torch.inference_mode():
+            for whole, batch in zip(
+                passes, self.feed.ahead((share(each, process, processes) for each in passes), epoch=None), strict=True
+            ):
+                torch.manual_seed(seed_of(self.seed, len(whole), int(whole[0])))  # of masks, the same each time
+                with self.accelerator.autocast():
+                    outputs = self.model.outputs(batch)
+                    losses = self.model.objectives(outputs, self.last_step)
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0.0) + float(self.mean(loss)) * len(whole)
+                if collect is not None:
+                    kept = {name: _array(each) for name, each in collect(self.model, outputs).items()}
+                    parts.append((batch.rows, kept))
+        means = {name: total / len(rows) for name, total in sums.items()}
+        weights = self.model.objectives.weights(self.last_step)
+        means["loss"] = sum(weights[name] * value for name, value in means.items())
+        return Passed(losses=means, arrays=self._ordered(parts, rows))
+
+    def _ordered(
+        self, parts: list[tuple[NDArray[np.int64], dict[str, NDArray[Any]]]], rows: Rows
+    ) -> dict[str, NDArray[Any]]:
+        """Return the arrays of all processes, joined in the order of the rows."""
+        gathered = gather_object(parts) if self.accelerator.num_processes > 1 else parts
+        if not gathered:
+            return {}
+        at = np.concatenate([each for each, _ in gathered])
+        order = np.argsort(at)[np.argsort(np.argsort(rows))]
+        return {name: np.concatenate([kept[name] for _, kept in gathered])[order] for name in gathered[0][1]}
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a scalar over the processes."""
+        mean: Tensor = self.accelerator.reduce(value.detach().clone(), reduction="mean")
+        return mean
+
+
+def _array(values: Tensor | list[str]) -> NDArray[Any]:
+    return values.cpu().numpy() if isinstance(values, Tensor) else np.array(values, dtype=object)
+
+
+def make_accelerator(device: torch.device, amp: str) -> Accelerator:
+    """Return what knows the processes of a run and its arithmetic.
+
+    Parameters
+    ----------
+    device
+        Where to compute.
+    amp
+        ``no``, ``fp16`` or ``bf16``.
+    """
+    # Its state outlives a run, and would hold the next one of this process to the same arithmetic.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(
+        mixed_precision=amp,
+        cpu=device.type == "cpu",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )

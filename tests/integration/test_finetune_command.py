@@ -1,0 +1,389 @@
+"""`finetune` and what follows it, on tiny networks: runs are whole, go on, agree with frozen features and refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import string
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune.loop import Loop
+
+ROOT = Path(__file__).resolve().parents[2]
+COLOURS = ("red", "green")
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny CLIP with random weights, as transformers writes it."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("clip")
+    shape = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    text = {**shape, **ids, "vocab_size": 200, "max_position_embeddings": 24}
+    vision = {**shape, "image_size": 32, "patch_size": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    characters = ["<|startoftext|>", "<|endoftext|>", *string.ascii_lowercase]
+    characters += [f"{letter}</w>" for letter in string.ascii_lowercase]
+    tokens = {token: i for i, token in enumerate(characters)}
+    CLIPTokenizer(vocab=tokens, merges=[], model_max_length=24).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pictures of a colour with captions: id, path, label, split, patient, caption; one picture is damaged."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(40):
+        label = i % 2
+        pixels = rng.integers(0, 200, size=(36, 40, 3), dtype=np.uint8)
+        pixels[..., label] = 230
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        split = "train" if i < 24 else "val" if i < 32 else "test"
+        caption = f"{COLOURS[label]} {string.ascii_lowercase[i // 2]}"
+        rows.append([f"s{i}", f"{i}.png", COLOURS[label], split, f"p{i // 2}", caption])
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:200])
+    rows.append(["broken", "broken.png", "red", "train", "p99", "red zz"])
+    manifest = folder / "manifest.csv"
+    with manifest.open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "path", "label", "split", "patient", "caption"], *rows])
+    return manifest
+
+
+@pytest.fixture
+def tuned(frostline, clip: str, pairs: Path, tmp_path: Path):
+    """Return a function that fine-tunes: (result, run)."""
+
+    def run(
+        *arguments: object,
+        out: str = "run",
+        epochs: int = 2,
+        objective: str = "classification",
+        manifest: Path = pairs,
+    ):
+        folder = tmp_path / out
+        command = ["finetune", manifest, "--input", "path", "--encoder", clip, "--split", "split", "--group", "patient"]
+        named = "--target" in arguments or "classification" not in objective
+        target = [] if named else ["--target", "label"]
+        options = ["--objective", objective, "--epochs", epochs, "--batch-size", 8, "--bootstrap", 20, "--out", folder]
+        return frostline(*command, *target, *options, *arguments), folder
+
+    return run
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "record.json").read_text())
+    return found
+
+
+def best_weights(run: Path) -> dict[str, torch.Tensor]:
+    (path,) = (run / "checkpoints").glob("best-*.safetensors")
+    return load_file(path)
+
+
+def assert_same_weights(one: Path, other: Path, *, within: float = 0.0) -> None:
+    ours, theirs = best_weights(one), best_weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        # Softmax takes no notice of a key's bias: its gradient is rounding alone, which Adam makes as large as others.
+        if within and name.endswith("k_proj.bias"):
+            continue
+        assert torch.allclose(tensor, theirs[name], rtol=0, atol=within), name
+
+
+def test_a_run_directory_is_whole(tuned) -> None:
+    result, run = tuned("--unfreeze", "last:1", "--lr", "0.01")
+    assert result.code == 0, result.err
+    record = record_of(run)
+    assert record["kind"] == "finetune"
+    assert {"val", "test"} == set(record["metrics"])
+    metric = record["metrics"]["test"]["roc_auc"]
+    assert metric["low"] <= metric["value"] <= metric["high"]
+    assert record["counts"]["dropped"]["truncated"]["ids"] == ["broken"]
+    assert record["counts"]["trained"] == 24
+    trained = record["parameters"]["encoder"]
+    assert 0 < trained["trained"] < trained["all"]
+    assert record["training"]["steps"] == 2 * 3
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "step/loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert len(record["history"]["train/loss"]) == 2
+    page = (run / "report.html").read_text()
+    assert "fine-tuned" in page
+    assert "parameters were trained" in page
+    with (run / "predictions.csv").open() as file:
+        assert {row["split"] for row in csv.DictReader(file)} == {"val", "test"}
+
+
+def test_two_runs_end_with_the_same_record_and_weights(tuned) -> None:
+    from finetune.record import FinetuneRecord
+
+    options = ["--unfreeze", "all", "--augment", "flip,rotation=10"]
+    (_, one), (_, other) = tuned(*options, out="one"), tuned(*options, "--track", "tensorboard", out="other")
+    assert_same_weights(one, other)
+    assert FinetuneRecord.read(one).stable_digest() == FinetuneRecord.read(other).stable_digest()
+    assert list((other / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5])
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tuned, monkeypatch, steps: int) -> None:
+    """Stopped within an epoch, at its end, and within the second."""
+    options = ["--unfreeze", "gradual:1:1", "--lr", "0.01"]
+    _, whole = tuned(*options, out="whole")
+    done, step = [0], Loop._step
+
+    def stopping(self: Loop, *arguments: Any, **named: Any) -> Any:
+        if done[0] == steps:
+            raise KeyboardInterrupt
+        done[0] += 1
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr("finetune.loop.SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_step", stopping)
+        stopped, run = tuned(*options, out="stopped")
+    assert stopped.code == 130
+    assert not (run / "record.json").exists()
+    resumed, run = tuned(*options, out="stopped")
+    assert resumed.code == 0, resumed.err
+    assert f"going on after step {steps}" in resumed.err
+    assert_same_weights(whole, run)
+    ours, theirs = record_of(run), record_of(whole)
+    assert ours["history"] == theirs["history"]
+    assert ours["metrics"] == theirs["metrics"]
+
+
+def test_other_options_do_not_go_on_where_a_run_was_stopped(tuned, monkeypatch) -> None:
+    _, run = tuned(out="run")
+    (run / "record.json").unlink()
+    result, _ = tuned("--lr", "0.5", out="run")
+    assert result.code == 2
+    assert "other options" in result.error
+
+
+def test_micro_batches_make_the_step_of_the_whole_batch(tuned) -> None:
+    """24 rows in steps of 10: the last step has one short pass, which weighs less."""
+    options = ["--unfreeze", "last:1", "--lr", "0.01"]
+    _, whole = tuned(*options, "--batch-size", 10, out="whole")
+    _, parts = tuned(*options, "--batch-size", 5, "--accumulate", 2, out="parts")
+    assert_same_weights(whole, parts, within=2e-6)
+
+
+def test_a_frozen_encoder_gives_the_scores_of_cached_features(
+    tuned, frostline, clip: str, pairs: Path, tmp_path
+) -> None:
+    from data.progress import Silent
+    from data.sources import read_manifest
+    from featurestore.store import FeatureStore
+    from heads.labelled import join_features
+
+    result, run = tuned("--unfreeze", "none", "--lr", "0.05")
+    assert result.code == 0, result.err
+    assert record_of(run)["parameters"]["encoder"]["trained"] == 0
+    store = tmp_path / "features"
+    frostline("extract", pairs, "--input", "path", "--encoder", clip, "--store", store, "--precision", "fp32")
+    manifest = read_manifest(pairs, input="path", split="split")
+    inputs = join_features(
+        manifest, FeatureStore(store), (clip,), pooling=None, precision=None, normalize="none", progress=Silent()
+    )
+    head = load_file(run / "objectives.safetensors")
+    weight = next(value for name, value in head.items() if name.endswith("weight")).numpy()
+    bias = next(value for name, value in head.items() if name.endswith("bias")).numpy()
+    logits = inputs.X @ weight.T + bias
+    expected = dict(zip(inputs.manifest.ids, 1 / (1 + np.exp(-logits[:, 0])), strict=True))
+    with (run / "predictions.csv").open() as file:
+        found = {row["id"]: float(row["prob[red]"]) for row in csv.DictReader(file)}
+    assert len(found) == 16
+    for name, score in found.items():
+        assert score == pytest.approx(expected[name], abs=1e-5)
+
+
+def fit_head(frostline, clip: str, pairs: Path, tmp_path: Path, *options: str) -> Path:
+    """Fit a linear head on features of the same encoder."""
+    store, head = tmp_path / "store", tmp_path / "head"
+    frostline("extract", pairs, "--input", "path", "--encoder", clip, "--store", store, "--precision", "fp32")
+    rows = ["--input", "path", "--target", "label", "--split", "split", "--group", "patient"]
+    fitted = frostline(
+        *["fit-head", pairs, *rows, "--encoder", clip, "--store", store, "--head", "linear", "--bootstrap", "20"],
+        *["--folds", "2", "--threshold", "0.5", "--out", head, *options],
+    )
+    assert fitted.code == 0, fitted.err
+    return head
+
+
+def test_a_head_to_begin_with_must_not_have_seen_rows_that_judge(
+    tuned, frostline, clip: str, pairs: Path, tmp_path: Path
+) -> None:
+    result, run = tuned("--warm-start", fit_head(frostline, clip, pairs, tmp_path))
+    assert result.code == 2
+    assert "was fitted on 8 of the 8 val rows" in result.err
+    assert "--refit train" in result.err
+    assert not run.exists()
+
+
+def test_training_that_makes_a_warm_start_worse_is_told(
+    tuned, frostline, clip: str, pairs: Path, tmp_path: Path
+) -> None:
+    head = fit_head(frostline, clip, pairs, tmp_path, "--refit", "train")
+    result, run = tuned("--warm-start", head, "--unfreeze", "all", "--lr", "1", "--encoder-lr", "1", "--warmup", "0")
+    assert result.code == 0, result.err
+    assert "epoch 0: loss" in result.err
+    (warning,) = [each for each in record_of(run)["warnings"] if "training made it worse" in each]
+    assert warning in result.err
+    record = record_of(run)
+    assert record["history"]["val/loss"][record["training"]["best_epoch"]] > record["training"]["before"]["loss"]
+
+
+def test_evaluate_finds_in_a_new_process_what_the_run_recorded(tuned, frostline, pairs: Path) -> None:
+    _, run = tuned("--unfreeze", "last:1", "--lr", "0.01")
+    result = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
+    assert result.code == 0, result.err
+    recorded = record_of(run)["metrics"]["test"]
+    for name in ("roc_auc", "accuracy", "log_loss"):
+        assert result.json["metrics"][name] == pytest.approx(recorded[name], abs=1e-6)
+    refused = frostline("evaluate", run, pairs, "--split", "train")
+    assert refused.code == 2
+    assert "was trained on" in refused.error
+
+
+def test_extract_takes_the_encoder_under_a_new_fingerprint(tuned, frostline, clip: str, pairs: Path, tmp_path) -> None:
+    _, run = tuned("--unfreeze", "last:1", "--lr", "0.05")
+    store = tmp_path / "features"
+    for encoder in (clip, run / "encoder"):
+        command = ["extract", pairs, "--input", "path", "--store", store, "--encoder", encoder]
+        assert frostline(*command).code == 3  # one picture is damaged
+    prints = {row["fingerprint"] for row in frostline("store", "ls", store, "--json").json}
+    assert len(prints) == 2
+    (tower,) = record_of(run)["inputs"]
+    assert {tower["fingerprint"], tower["trained"]} == prints
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "sigmoid", "triplet"])
+def test_pairs_are_judged_by_retrieval(tuned, frostline, clip: str, pairs: Path, objective: str) -> None:
+    options = ["--text", "caption", "--text-encoder", clip, "--dim", 16, "--unfreeze", "none", "--lr", "0.01"]
+    result, run = tuned(*options, objective=objective)
+    assert result.code == 0, result.err
+    record = record_of(run)
+    retrieval = record["metrics"]["test"]["retrieval"]
+    assert retrieval["input_to_text"]["candidates"] == 8
+    assert 0 <= retrieval["text_to_input"]["recall@5"]["value"] <= 1
+    assert record["parameters"]["projection"] == {"all": 24 * 16, "trained": 24 * 16}
+    assert [each["modality"] for each in record["inputs"]] == ["image", "text"]
+    again = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
+    assert again.code == 0, again.err
+    found = again.json["metrics"]["retrieval"]["pairs"]["alignment"]
+    assert found == pytest.approx(retrieval["pairs"]["alignment"], abs=1e-5)
+
+
+def test_several_objectives_are_summed(tuned, clip: str) -> None:
+    options = ["--text", "caption", "--text-encoder", clip, "--unfreeze", "last:1"]
+    result, run = tuned(*options, objective="classification,contrastive")
+    assert result.code == 0, result.err
+    history = record_of(run)["history"]
+    total = [a + b for a, b in zip(history["train/classification"], history["train/contrastive"], strict=True)]
+    assert history["train/loss"] == pytest.approx(total, rel=1e-6)
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "transformer:1:4"])
+def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, aggregate: str) -> None:
+    """Two pictures of a patient are a study here, whose colour is that of its first: every second row says nothing."""
+    with pairs.open() as file:
+        rows = list(csv.DictReader(file))
+    studies = pairs.parent / "studies.csv"
+    with studies.open("w", newline="") as file:
+        table = csv.DictWriter(file, [*rows[0], "grade"])
+        table.writeheader()
+        for i, row in enumerate(rows):
+            table.writerow({**row, "grade": "" if i % 2 else ["high", "low"][i // 2 % 2]})
+    options = ["--bag", "patient", "--aggregate", aggregate, "--max-views", 1, "--unfreeze", "last:1"]
+    result, run = tuned(*options, "--target", "grade", manifest=studies)
+    assert result.code == 0, result.err
+    record = record_of(run)
+    assert record["counts"]["splits"]["test"]["samples"] == 4
+    assert record["counts"]["dropped"]["bags without a row"]["ids"] == ["p99"]
+    assert ("aggregator" in record["parameters"]) == (aggregate != "mean")
+    with (run / "predictions.csv").open() as file:
+        assert {row["id"] for row in csv.DictReader(file) if row["split"] == "test"} == {"p16", "p17", "p18", "p19"}
+    again = frostline("evaluate", run, studies, "--split", "test", "--bootstrap", 20, "--json")
+    assert again.code == 0, again.err
+    assert again.json["metrics"]["log_loss"]["value"] == pytest.approx(
+        record["metrics"]["test"]["log_loss"]["value"], abs=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, tmp_path: Path) -> None:
+    options = ["--text", "caption", "--text-encoder", clip, "--unfreeze", "last:1", "--lr", "0.01"]
+    objective = "classification,contrastive"
+    result, one = tuned(*options, objective=objective, epochs=1)
+    assert result.code == 0, result.err
+    two = tmp_path / "two"
+    command = ["finetune", pairs, "--input", "path", "--encoder", clip, "--split", "split", "--group", "patient"]
+    command += ["--target", "label", "--objective", objective, "--epochs", 1, "--batch-size", 8, "--bootstrap", 20]
+    arguments = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
+    arguments += ["-m", "cli", *map(str, [*command, *options, "--out", two])]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same_weights(one, two, within=2e-5)
+    ours, theirs = record_of(one), record_of(two)
+    assert theirs["training"]["processes"] == 2
+    for name in ("roc_auc", "log_loss"):
+        assert ours["metrics"]["test"][name]["value"] == pytest.approx(
+            theirs["metrics"]["test"][name]["value"], abs=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "objective", "said"),
+    [
+        ([], "clasification", "did you mean 'classification'"),
+        ([], "contrastive", "needs --text"),
+        (["--unfreeze", "last"], "classification", "expected none, last:K"),
+        (["--unfreeze", "last:9"], "classification", "has 2 blocks"),
+        (["--set", "classification.hiden=3"], "classification", "did you mean 'hidden'"),
+        (["--set", "sigmoid.bias=3"], "classification", "objective of this run"),
+        (["--augment", "flop"], "classification", "did you mean 'flip'"),
+        (["--choose", "rocauc"], "classification", "did you mean 'roc_auc'"),
+        (["--track", "tensorbord"], "classification", "did you mean 'tensorboard'"),
+        (["--text", "caption"], "classification", "leave it out"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(tuned, arguments, objective: str, said: str) -> None:
+    result, run = tuned(*arguments, objective=objective)
+    assert result.code == 2
+    assert said in result.error
+    assert "Traceback" not in result.err
+    assert not (run / "record.json").exists()
+
+
+def test_a_finished_run_is_kept(tuned) -> None:
+    tuned()
+    result, _ = tuned()
+    assert result.code == 2
+    assert "--overwrite" in result.error
+    again, _ = tuned("--overwrite")
+    assert again.code == 0
+
+
+def test_a_loss_that_diverges_is_told_and_never_best(tuned) -> None:
+    result, run = tuned("--unfreeze", "all", "--lr", "1e30", "--encoder-lr", "1e6", epochs=3)
+    assert result.code == 2
+    assert "training diverged" in result.error
+    assert not (run / "record.json").exists()

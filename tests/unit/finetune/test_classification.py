@@ -1,0 +1,198 @@
+"""The classifier on vectors: every kind of task against torch's losses, missing targets, balance, warm start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from data.errors import TaskError
+from data.task import Kind, Task
+from finetune.objectives.classification import Classification
+from finetune.outputs import Outputs
+
+DIM = 4
+VECTORS = torch.randn(7, DIM, generator=torch.Generator().manual_seed(0))
+TARGETS: dict[Kind, np.ndarray] = {
+    "binary": np.array([0, 1, 1, -1, 0, 0, 0]),
+    "multiclass": np.array([0, 1, 2, -1, 2, 2, 0]),
+    "multilabel": np.array(
+        [[0, 1, 1], [1, np.nan, 0], [0, 0, 0], [np.nan, 1, np.nan], [0, 0, 1], [1, 0, 1], [0, 0, np.nan]], np.float32
+    ),
+    "regression": np.array([[50, 1e-3], [62, np.nan], [41, 3e-3], [55, 2e-3], [np.nan, np.nan], [70, 1e-3], [48, 0]]),
+}
+
+
+def task(kind: Kind) -> Task:
+    classes = {"binary": ("no", "yes"), "multiclass": ("a", "b", "c"), "multilabel": ("p", "q", "r")}.get(kind, ())
+    return Task(kind=kind, targets=("u", "v") if kind == "regression" else ("label",), classes=classes)
+
+
+def objective(kind: Kind, **settings: Any) -> Classification:
+    torch.manual_seed(1)
+    return Classification(task=task(kind), dim=DIM, targets=TARGETS[kind], **settings)
+
+
+def loss(made: Classification, kind: Kind) -> Tensor:
+    return made(Outputs(vectors=VECTORS, targets=torch.from_numpy(TARGETS[kind])))
+
+
+def z_of(made: Classification) -> Tensor:
+    return made.classifier(VECTORS)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_multiclass_equals_torch_without_the_missing(smoothing: float) -> None:
+    made = objective("multiclass", label_smoothing=smoothing)
+    theirs = functional.cross_entropy(
+        z_of(made), torch.from_numpy(TARGETS["multiclass"]), label_smoothing=smoothing, ignore_index=-1
+    )
+    torch.testing.assert_close(loss(made, "multiclass"), theirs)
+
+
+def test_balanced_classes_equal_scikit_learns_weights_in_torchs_loss() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    y = TARGETS["multiclass"]
+    weight = compute_class_weight("balanced", classes=np.arange(3), y=y[y >= 0])
+    made = objective("multiclass", class_weight="balanced")
+    theirs = functional.cross_entropy(
+        z_of(made), torch.from_numpy(y), weight=torch.tensor(weight, dtype=torch.float32), ignore_index=-1
+    )
+    torch.testing.assert_close(loss(made, "multiclass"), theirs)
+
+
+def test_the_focal_loss_is_the_cross_entropy_times_a_power_of_the_miss() -> None:
+    made = objective("multiclass", focal_gamma=2.0)
+    y = torch.from_numpy(TARGETS["multiclass"])
+    known = y >= 0
+    ce = functional.cross_entropy(z_of(made)[known], y[known], reduction="none")
+    torch.testing.assert_close(loss(made, "multiclass"), ((1 - torch.exp(-ce)) ** 2 * ce).mean())
+
+
+def test_binary_has_one_logit_and_equals_torch() -> None:
+    y = torch.from_numpy(TARGETS["binary"])
+    known = y >= 0
+    for setting, weight in ((None, 1.0), (3.0, 3.0), ("balanced", 2.0)):
+        made = objective("binary", pos_weight=setting)
+        z = z_of(made)
+        assert z.shape == (7, 1)
+        theirs = functional.binary_cross_entropy_with_logits(
+            z[known, 0], y[known].float(), pos_weight=torch.tensor(weight)
+        )
+        torch.testing.assert_close(loss(made, "binary"), theirs)
+
+
+@pytest.mark.parametrize("pos_weight", [None, "balanced"])
+def test_multilabel_equals_torch_over_the_known_labels(pos_weight: Any) -> None:
+    made = objective("multilabel", pos_weight=pos_weight)
+    y = torch.from_numpy(TARGETS["multilabel"])
+    known = ~y.isnan()
+    weight = torch.tensor([4 / 2, 4 / 2, 2 / 3]) if pos_weight else torch.ones(3)
+    entries = functional.binary_cross_entropy_with_logits(
+        z_of(made), y.nan_to_num(), pos_weight=weight, reduction="none"
+    )
+    torch.testing.assert_close(loss(made, "multilabel"), entries[known].mean())
+
+
+def test_balanced_labels_weigh_both_values_of_each_label_alike() -> None:
+    made = objective("multilabel", class_weight="balanced")
+    y = torch.from_numpy(TARGETS["multilabel"])
+    known = ~y.isnan()
+    weights = made._weights(y.nan_to_num()) * known
+    for label in range(3):
+        ones = weights[y[:, label] == 1, label].sum()
+        torch.testing.assert_close(ones, weights[y[:, label] == 0, label].sum())
+        torch.testing.assert_close(2 * ones, known[:, label].sum().float())
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [("huber", functional.huber_loss), ("mse", functional.mse_loss), ("mae", functional.l1_loss)],
+)
+def test_regression_equals_torch_in_standard_deviations(name: Any, reference: Any) -> None:
+    made = objective("regression", loss=name)
+    y = torch.from_numpy(TARGETS["regression"])
+    known = ~y.isnan()
+    mean, deviation = np.nanmean(y.numpy(), axis=0), np.nanstd(y.numpy(), axis=0)
+    scaled = ((y - torch.from_numpy(mean)) / torch.from_numpy(deviation)).float()
+    torch.testing.assert_close(loss(made, "regression"), reference(z_of(made)[known], scaled[known]))
+    scores = made.scores(VECTORS)
+    expected = z_of(made).double() * torch.from_numpy(deviation) + torch.from_numpy(mean)
+    torch.testing.assert_close(scores, expected.float())
+
+
+def test_scores_are_those_of_the_task() -> None:
+    binary = objective("binary")
+    torch.testing.assert_close(binary.scores(VECTORS), z_of(binary)[:, 0].sigmoid())
+    multiclass = objective("multiclass")
+    torch.testing.assert_close(multiclass.scores(VECTORS), z_of(multiclass).softmax(dim=1))
+    assert objective("multilabel").scores(VECTORS).shape == (7, 3)
+    one = Classification(
+        task=Task(kind="regression", targets=("age",)), dim=DIM, targets=np.array([50.0, 60.0, np.nan])
+    )
+    assert one.scores(VECTORS).shape == (7,)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_batch_without_a_known_target_costs_nothing(kind: Kind) -> None:
+    made = objective(kind)
+    vectors = VECTORS.clone().requires_grad_()
+    missing = torch.full(TARGETS[kind].shape, -1 if TARGETS[kind].dtype.kind == "i" else torch.nan)
+    value = made(Outputs(vectors=vectors, targets=missing))
+    value.backward()
+    assert value.item() == 0
+    assert not vectors.grad.any()
+
+
+def test_a_hidden_layer_of_the_vectors_width_is_distilberts_head() -> None:
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    config = DistilBertConfig(vocab_size=20, dim=8, hidden_dim=8, n_layers=1, n_heads=2, num_labels=3)
+    torch.manual_seed(0)
+    theirs = DistilBertForSequenceClassification(config).train()
+    made = Classification(task=task("multiclass"), dim=8, targets=TARGETS["multiclass"], hidden=(8,), dropout=0.2)
+    assert isinstance(made.classifier, nn.Sequential)
+    made.classifier[0].load_state_dict(theirs.pre_classifier.state_dict())
+    made.classifier[3].load_state_dict(theirs.classifier.state_dict())
+    tokens = torch.randint(20, (5, 6))
+    with torch.no_grad():
+        pooled = theirs.eval().distilbert(tokens)[0][:, 0]
+        torch.testing.assert_close(made.eval().classifier(pooled), theirs(tokens).logits)
+    assert made.classifier[2].p == theirs.dropout.p == 0.2
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_fitted_classifier_can_be_where_it_starts(kind: Kind) -> None:
+    made = objective(kind, hidden=(3,))
+    outputs = made.classifier[-1].out_features
+    fitted = nn.Linear(DIM, outputs)
+    before = fitted.weight.clone()
+    made.start_from(fitted)
+    expected = fitted(VECTORS)
+    if kind in ("binary", "multilabel"):
+        expected = expected.sigmoid()
+    elif kind == "multiclass":
+        expected = expected.softmax(dim=1)
+    scores = made.scores(VECTORS)
+    torch.testing.assert_close(scores.reshape(7, -1), expected.reshape(7, -1), rtol=1e-4, atol=1e-5)
+    made.classifier.weight.data.zero_()
+    assert torch.equal(fitted.weight, before)
+
+
+def test_what_does_not_fit_is_refused_in_one_line() -> None:
+    with pytest.raises(TaskError, match="ends in a linear layer of 3 outputs, found Linear"):
+        objective("multiclass").start_from(nn.Linear(DIM, 2))
+    with pytest.raises(TaskError, match="ends in a linear layer of 3 outputs, found ReLU"):
+        objective("multiclass").start_from(nn.Sequential(nn.Linear(DIM, 3), nn.ReLU()))
+    with pytest.raises(TaskError, match=r"pos_weight=2\.0 needs positives, and the task is multiclass"):
+        objective("multiclass", pos_weight=2.0)
+    with pytest.raises(TaskError, match="class_weight=balanced needs classes, and the task is regression"):
+        objective("regression", class_weight="balanced")
+    mixed = Task(kind="mixed", targets=("a", "b"))
+    with pytest.raises(TaskError, match="a mixed task cannot be fine-tuned"):
+        Classification(task=mixed, dim=DIM, targets=np.zeros((3, 2)))
