@@ -28,7 +28,8 @@ from featurestore.chunks import ChunkedTextEncoder
 from featurestore.errors import EncoderError
 from featurestore.features import Ragged
 from featurestore.levels import finite, some, to_block
-from featurestore.spec import TOKENS, EncoderSpec
+from featurestore.pooling_text import TOKENS
+from featurestore.spec import EncoderSpec
 from featurestore.store import FeatureStore
 from featurestore.text_encoder import TextEncoder
 from featurestore.writer import Writer
