@@ -198,6 +198,11 @@ def build(
             captions = _caption_tokenizer(config, text_tower)
         objectives = _objectives(config, samples, tower, captions)
         aggregator = Aggregate.parse(config.aggregate).make(_dim_of(tower)) if samples.are_studies else None
+    if config.warm_start is not None and tower.projection is not None:
+        raise FinetuneError(
+            "--warm-start: the classifier reads the common space of the pair, and that head was fitted on the "
+            "encoder's own vectors; leave --warm-start, or the pair, out"
+        )
     if config.warm_start is not None:
         classification = objectives["classification"]
         assert isinstance(classification, Classification)

@@ -52,14 +52,16 @@ def load_objectives(run: Path, built: Built) -> None:
         raise RunError(f"{run / OBJECTIVES}: missing or damaged; fine-tune again") from error
 
 
-def towers_of(run: Path, built: Built) -> Iterator[dict[str, Any]]:
+def towers_of(run: Path, built: Built, *, trust_remote_code: bool) -> Iterator[dict[str, Any]]:
     """Yield what a record says of each tower: the encoder before training and after it."""
     model = built.model
     for tower in (model.tower, model.text_tower):
         if tower is None:
             continue
         spec = tower.encoder.spec
-        handed = load_tower(str(run / ENCODER), modality=spec.modality, device="cpu").encoder.spec
+        handed = load_tower(
+            str(run / ENCODER), modality=spec.modality, device="cpu", trust_remote_code=trust_remote_code
+        ).encoder.spec
         yield {
             "encoder": tower.name,
             "fingerprint": spec.fingerprint,

@@ -105,7 +105,7 @@ def finish(
         config=config.to_dict(),
         manifest_digest=data.manifest.digest,
         split_digest=digest_json([trained.train.tolist(), trained.choosing.tolist(), data.rows("test").tolist()]),
-        inputs=tuple(towers_of(out, trained.built)),
+        inputs=tuple(towers_of(out, trained.built, trust_remote_code=config.trust_remote_code)),
         task=samples.task.to_dict() if samples.task else None,
         counts={**_counts(samples), "trained": len(trained.train), "choosing": len(trained.choosing)},
         parameters=_parameters(trained),

@@ -92,11 +92,10 @@ def restore(
     run = config.out
     device = resolve_device(config.device)
     first, *others = record.inputs
-    tower = load_tower(
-        str(run / ENCODER), modality=first["modality"], device=device, tokens="tokens" in needed_by(config)
-    )
+    options: Any = {"device": device, "trust_remote_code": config.trust_remote_code}
+    tower = load_tower(str(run / ENCODER), modality=first["modality"], tokens="tokens" in needed_by(config), **options)
     needs_texts = bool(others) and "texts" in needed_by(config)
-    text_tower = load_tower(str(run / ENCODER), modality="text", device=device) if needs_texts else None
+    text_tower = load_tower(str(run / ENCODER), modality="text", **options) if needs_texts else None
     towers = Towers(tower=tower, text_tower=text_tower)
     task = Task.from_dict(record.task) if record.task else None
     decoder = Decoder(tower, config.workers, progress)
