@@ -1,8 +1,9 @@
-"""Read recordings as one mono waveform at one rate: WAV, FLAC, Ogg, MP3, AIFF, of any depth and rate.
+"""Read recordings as one mono waveform at one rate: WAV, FLAC, Ogg, MP3, AIFF, M4A, WebM, of any depth and rate.
 
-Decoded by libsndfile (soundfile) and resampled by soxr's HQ filter, in blocks, so that memory is bounded by
-what is returned. The format is read from the bytes, never from the suffix. Nothing is repaired in silence: a
-file that is cut short, silent or holds values that are no numbers is refused with its reason.
+Decoded by libsndfile (soundfile), or by FFmpeg (`data.audio_av`) what that does not know, and resampled by soxr's HQ
+filter, in blocks, so that memory is bounded by what is returned. The format is read from the bytes, never from the
+suffix. Nothing is repaired in silence: a file that is cut short, silent or holds values that are no numbers is
+refused with its reason.
 
 Everything here may be called from many threads; the decoders release the interpreter's lock.
 """
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -36,6 +38,9 @@ MIN_FILE_RATE, MAX_FILE_RATE = 1_000, 768_000
 """Rates a file may state, in Hz."""
 
 _BLOCK_FRAMES = 2**20
+_SMALL_BLOCK = 4096
+_UNKNOWN_FORMAT = 1
+"""libsndfile's number for it."""
 _UNKNOWN_FRAMES = 2**63 - 1
 _UNKNOWN_BYTES = 0x7FFF_0000
 """From here on a size is a placeholder of a program that could not go back and fill it in."""
@@ -43,9 +48,16 @@ _JOINABLE = ("MP3", "OGG", "FLAC")
 _MAX_TAG_BYTES = 2048
 """What may follow the sound: tags at the end of an MP3."""
 # What libsndfile notes about a file that ends before its header says.
-_SHORT_CHUNK = re.compile(r"(?:data|SSND) : (\d+) \(should be \d+\)")
+_SHORT_CHUNK = re.compile(r"(?:data|SSND) : (\d+) \(should be (\d+)\)")
 _UNENDED_OGG = "Last page lacks an end-of-stream bit"
-_FORMATS = "WAV, FLAC, Ogg, MP3 or AIFF"
+
+
+@dataclass(frozen=True)
+class Track:
+    """An open recording: the rate it is stored at, in Hz, and its mono waveform at that rate, block by block."""
+
+    rate: int
+    blocks: Iterator[Samples]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,27 +140,52 @@ def trim_silence(recording: Recording, top_db: float) -> Recording:
     return replace(recording, samples=recording.samples[loud[0] * hop : (loud[-1] + 1) * hop])
 
 
+def file_rate(source: Source) -> int:
+    """Return the samples per second that a recording is stored at, of several files the lowest.
+
+    Raises
+    ------
+    SampleError
+        If a file cannot be read.
+    """
+    if source.path is None:
+        raise SampleError("missing", f"{source}: expected the path of an audio file")
+    rates = []
+    for path in (source.path, *source.rest):
+        with _opened(path, MAX_SECONDS, whole=False) as track:
+            rates.append(track.rate)
+    return min(rates)
+
+
 def _read(path: Path, rate: int, max_seconds: float) -> tuple[Samples, int]:
     """Return one file's waveform at a rate, and the rate it is stored at."""
-    with _opened(path) as file:
-        _check_header(path, file, max_seconds)
-        stream = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32", quality="HQ")
-        blocks = [stream.resample_chunk(block) for block in _mono_blocks(path, file)]
+    with _opened(path, max_seconds) as track:
+        stream = soxr.ResampleStream(track.rate, rate, 1, dtype="float32", quality="HQ")
+        blocks = [stream.resample_chunk(block) for block in track.blocks]
         blocks.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
         samples = np.concatenate(blocks)
         if not np.isfinite(samples).all():
             raise SampleError("not_finite", f"{path}: expected numbers, found samples that are NaN or infinite")
-        return samples, file.samplerate
+        return samples, track.rate
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    """Open an audio file that is read to its end; whatever is wrong with that becomes a SampleError."""
+def _opened(path: Path, max_seconds: float, *, whole: bool = True) -> Iterator[Track]:
+    """Open an audio file, which is read to its end if `whole`; whatever is wrong with it becomes a SampleError."""
     try:
-        # By its number: libsndfile would guess the format of an unknown file from its name.
-        with path.open("rb") as handle, soundfile.SoundFile(handle.fileno(), closefd=False) as file:
-            yield file
-            _refuse_unread_sound(path, file, handle.fileno())
+        with path.open("rb") as handle:
+            file = _sound_file(handle)
+            if file is None:
+                from data.audio_av import opened_track
+
+                with opened_track(path, max_seconds) as track:
+                    yield track
+                return
+            with file:
+                _check_header(path, file, max_seconds)
+                yield Track(file.samplerate, _mono_blocks(path, file))
+                if whole:
+                    _refuse_unread_sound(path, file, handle.fileno())
     except FileNotFoundError as error:
         raise SampleError("missing", f"{path}: expected an audio file, found nothing there") from error
     except soundfile.LibsndfileError as error:
@@ -157,33 +194,89 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
         raise SampleError("unreadable", f"{path}: expected an audio file, found {error.strerror or error}") from error
 
 
+def _sound_file(handle: BinaryIO) -> soundfile.SoundFile | None:
+    """Open a file with libsndfile; None if it does not know the format."""
+    try:
+        # By its number: libsndfile would guess the format of an unknown file from its name.
+        return soundfile.SoundFile(handle.fileno(), closefd=False)
+    except soundfile.LibsndfileError as error:
+        if error.code != _UNKNOWN_FORMAT:
+            raise
+        return None
+
+
 def _refusal(path: Path, error: soundfile.LibsndfileError) -> SampleError:
+    """Return what is wrong with a file of a known format that libsndfile stops at."""
     with path.open("rb") as handle:
-        head = handle.read(12)
-    if not head:
-        return SampleError("empty", f"{path}: expected an audio file, found an empty one")
-    reason = error.error_string.strip().rstrip(".").removeprefix("Error : ")
-    found = f"bytes that begin {head!r} ({reason})"
-    return SampleError("unreadable", f"{path}: expected a sound {_FORMATS} file, found {found}; convert or replace it")
+        try:
+            with soundfile.SoundFile(handle.fileno(), closefd=False) as file:
+                return _broken_off(path, file, handle.fileno())
+        except soundfile.LibsndfileError:
+            reason = error.error_string.strip().rstrip(".").removeprefix("Error : ")
+            return SampleError("unreadable", f"{path}: expected a sound file, found damage in its header ({reason})")
+
+
+def _broken_off(path: Path, file: soundfile.SoundFile, descriptor: int) -> SampleError:
+    """Return how far a file can be read whose decoder meets an error, as that of a FLAC does where it is cut."""
+    done = 0
+    try:
+        while len(block := file.read(_SMALL_BLOCK, always_2d=True)):
+            done += len(block)
+    except soundfile.LibsndfileError:
+        pass  # that is why we are here
+    if os.lseek(descriptor, 0, os.SEEK_CUR) == os.fstat(descriptor).st_size:
+        return cut_short(path, done / file.samplerate, file.frames / file.samplerate)
+    found = f"damage after {done:,} of {file.frames:,} samples"
+    return SampleError("unreadable", f"{path}: expected a sound file, found {found}; copy it again")
+
+
+def cut_short(path: Path, seconds: float, stated: float | None) -> SampleError:
+    """Return the refusal of a recording that ends early: how much there is, and what the header states if it does."""
+    of = "" if stated is None else f" of the {stated:.4g} s that the header states"
+    found = f"only the first {seconds:.4g} s{of}"
+    return SampleError("truncated", f"{path}: expected a whole recording, found {found}; copy it again")
+
+
+def check_length(path: Path, seconds: float, max_seconds: float) -> None:
+    """Refuse a recording that is longer than what is left of `MAX_SECONDS`.
+
+    Raises
+    ------
+    SampleError
+        If it is.
+    """
+    if seconds > max_seconds:
+        expected = f"at most {MAX_SECONDS / 3600:g} hours per sample"
+        raise SampleError("too_large", f"{path}: expected {expected}, found {seconds:,.0f} s here; cut it into samples")
+
+
+def check_rate(path: Path, rate: int) -> None:
+    """Refuse a rate that no recording has.
+
+    Raises
+    ------
+    SampleError
+        If it is outside `MIN_FILE_RATE` to `MAX_FILE_RATE`.
+    """
+    if not MIN_FILE_RATE <= rate <= MAX_FILE_RATE:
+        expected = f"{MIN_FILE_RATE:,} to {MAX_FILE_RATE:,} samples per second"
+        raise SampleError("unsupported", f"{path}: expected {expected}, the header states {rate:,}")
 
 
 def _check_header(path: Path, file: soundfile.SoundFile, max_seconds: float) -> None:
-    if not MIN_FILE_RATE <= file.samplerate <= MAX_FILE_RATE:
-        expected = f"{MIN_FILE_RATE:,} to {MAX_FILE_RATE:,} samples per second"
-        raise SampleError("unsupported", f"{path}: expected {expected}, the header states {file.samplerate:,}")
+    check_rate(path, file.samplerate)
     if file.frames == _UNKNOWN_FRAMES:
         raise SampleError("unsupported", f"{path}: the header does not state the length; write the file anew")
     if file.frames == 0:
         raise SampleError("empty", f"{path}: expected a recording, found one of 0 samples")
     seconds = file.frames / file.samplerate
-    if seconds > max_seconds:
-        expected = f"at most {MAX_SECONDS / 3600:g} hours per sample"
-        raise SampleError("too_large", f"{path}: expected {expected}, found {seconds:,.0f} s here; cut it into samples")
+    check_length(path, seconds, max_seconds)
     notes = file.extra_info
     short = _SHORT_CHUNK.search(notes)
-    if (short and int(short[1]) < _UNKNOWN_BYTES) or _UNENDED_OGG in notes:
-        expected = "a whole recording"
-        raise SampleError("truncated", f"{path}: expected {expected}, found its first {seconds:.3g} s; copy it again")
+    if short and int(short[1]) < _UNKNOWN_BYTES:
+        raise cut_short(path, seconds, seconds * int(short[1]) / max(int(short[2]), 1))
+    if _UNENDED_OGG in notes:
+        raise cut_short(path, seconds, None)
 
 
 def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[Samples]:
@@ -195,7 +288,7 @@ def _mono_blocks(path: Path, file: soundfile.SoundFile) -> Iterator[Samples]:
             yield block.mean(axis=1)
     # Without a header of its own the length of an MP3 is an estimate.
     if done < file.frames * (0.99 if file.format == "MP3" else 1):
-        raise SampleError("truncated", f"{path}: expected {file.frames:,} samples, found {done:,}; copy it again")
+        raise cut_short(path, done / file.samplerate, file.frames / file.samplerate)
 
 
 def _refuse_unread_sound(path: Path, file: soundfile.SoundFile, descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""Find samples that are nearly the same: by perceptual hash, by text, by embedding.
+"""Find samples that are nearly the same: by perceptual hash, by text, by embedding; recordings: `data.sound_hash`.
 
 Each finder returns `NearPairs`: samples that look exactly alike share one *look*, and pairs join different
 looks. Ten thousand copies of one picture are one look, not fifty million pairs, so memory stays bounded.
@@ -114,23 +114,51 @@ def perceptual_hashes(
         32 bytes per sample, None where there is nothing to compare.
     """
 
-    def compute(source: Source | None) -> bytes | SampleError | None:
+    def compute(source: Source) -> bytes | None:
+        return dhash(load(source))
+
+    return remembered(HASH_METHOD, compute, sources, keys, cache, workers=workers, progress=progress)
+
+
+def remembered(
+    method: str,
+    compute: Callable[[Source], bytes | None],
+    sources: Sequence[Source | None],
+    keys: Keys,
+    cache: FileCache,
+    *,
+    workers: int = 8,
+    progress: Advance | None = None,
+) -> list[bytes | None]:
+    """Return something small about the content of every sample, remembered or computed.
+
+    Parameters
+    ----------
+    method
+        The name and version of what is computed.
+    compute
+        Computes it; called from several threads. What it refuses with a `SampleError` is None, and not remembered.
+    sources, keys, cache, workers, progress
+        As of `perceptual_hashes`.
+    """
+
+    def attempt(source: Source | None) -> bytes | SampleError | None:
         try:
-            return None if source is None else dhash(load(source))
+            return None if source is None else compute(source)
         except SampleError as error:
             return error
 
     names = [key_bytes(row) for row in keys]
-    known = cache.hashes(HASH_METHOD, set(names))
+    known = cache.hashes(method, set(names))
     source_of = {name: source for name, source in zip(names, sources, strict=True) if name not in known}
     tell = progress or (lambda _: None)
     samples = Counter(names)
     tell(sum(samples[name] for name in known))
     with ThreadPoolExecutor(workers, thread_name_prefix="hash") as pool:
         for some in chunks(list(source_of), _HASHES_AT_ONCE):
-            results = zip(some, pool.map(compute, [source_of[name] for name in some]), strict=True)
+            results = zip(some, pool.map(attempt, [source_of[name] for name in some]), strict=True)
             new = {name: value for name, value in results if not isinstance(value, SampleError)}
-            cache.add_hashes(HASH_METHOD, new)
+            cache.add_hashes(method, new)
             known.update(new)
             tell(sum(samples[name] for name in some))
     return [known.get(name) for name in names]

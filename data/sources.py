@@ -1,4 +1,4 @@
-"""Read the samples: a table, a folder of images or one file -> `Manifest`."""
+"""Read the samples: a table, a folder of files or one file -> `Manifest`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"),
     *(".dcm", ".dicom", ".nii", ".nii.gz"),
 )
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff")
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff"),
+    *(".m4a", ".aac", ".wma", ".mka", ".weba"),
+)
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 TEXT_SUFFIXES = (".txt", ".text")
 MEDIA: tuple[Modality, ...] = ("image", "audio", "video")
@@ -33,6 +36,7 @@ _MODALITY_OF_SUFFIX: dict[str, Modality] = {
     **dict.fromkeys((CHAT_SUFFIX, *TEXT_SUFFIXES), "text"),
 }
 _MODALITY_OF_COLUMN: dict[str, Modality] = {**{kind: kind for kind in MEDIA}, "text": "text"}
+_NOTE = re.compile(r"\d*(?:readme|licen[cs]e)\b", re.IGNORECASE)
 _SELECTOR = re.compile(
     r"#(?:frame=(?P<frame>\d+)|(?:axis=(?P<axis>[012]),)?slice=(?P<slice>\d+)|speaker=(?P<speaker>\w+(?:\+\w+)*))$"
 )
@@ -53,13 +57,13 @@ def read_manifest(
     group: str | None = None,
     bag: str | None = None,
 ) -> Manifest:
-    """Read a table, a folder of images or one file.
+    """Read a table, a folder of files or one file.
 
     Parameters
     ----------
     path
-        A table (CSV, TSV, Parquet, JSON Lines); a folder ``class/`` or ``split/class/`` of images (``class/`` may
-        be left out); or one image, audio, video or text file.
+        A table (CSV, TSV, Parquet, JSON Lines); a folder ``class/`` or ``split/class/`` (``class/`` may be left out)
+        of images, of recordings, of videos or of texts; or one image, audio, video or text file.
     input
         The column to encode. By default the only one of image, audio, video, text and path.
     id
@@ -110,18 +114,20 @@ def _read_one(path: Path) -> Table:
 
 
 def _read_folder(folder: Path) -> tuple[Table, tuple[str, ...]]:
-    """Return a folder's media files as a table, and remarks on what was left out."""
+    """Return a folder's samples as a table, and remarks on what was left out."""
     files = sorted(_visible_files(folder))
-    found: defaultdict[Modality | None, list[str]] = defaultdict(list)
-    for file in files:
-        found[_modality_in_folder(file)].append(file)
-    modality: Modality | None = next((kind for kind in (*MEDIA, "text") if found[kind]), None)
-    if modality is None:
+    found = _by_modality(files)
+    if not found:
         raise ManifestError(
-            f"{folder}: no image in this folder ({len(files)} other files); expected images in class/ or split/class/"
+            f"{folder}: no sample in this folder ({len(files)} other files); expected images, recordings, videos, "
+            f"{CHAT_SUFFIX} or .txt files in class/ or split/class/"
         )
-    samples = found[modality]
-    left_out = [file for file in files if _modality_in_folder(file) != modality]
+    if len(found) > 1:
+        mixed = "; ".join(f"{len(names)} {kind} files such as {names[0]}" for kind, names in found.items())
+        raise ManifestError(f"{folder}: holds {mixed}; expected one kind, make a folder or a table for each")
+    ((modality, samples),) = found.items()
+    chosen = set(samples)
+    left_out = [file for file in files if file not in chosen]
     remark = (
         f"{folder}: left out {len(left_out)} files that are no {modality} files: {shorten(left_out, len(left_out))}"
     )
@@ -135,9 +141,21 @@ def _read_folder(folder: Path) -> tuple[Table, tuple[str, ...]]:
     return Table(columns, rows=tuple(range(1, len(samples) + 1))), (remark,) if left_out else ()
 
 
-def _modality_in_folder(file: str) -> Modality | None:
-    """Return what a file of a folder is; a plain text there is a readme, and no sample."""
-    return None if file.lower().endswith(TEXT_SUFFIXES) else modality_of(file)
+def _by_modality(files: Sequence[str]) -> dict[Modality, list[str]]:
+    """Return the samples among the files of a folder.
+
+    A plain text is a sample where there is nothing else; beside other samples it is a note on them, and a file
+    called README or LICENSE is one anywhere.
+    """
+    found: defaultdict[Modality, list[str]] = defaultdict(list)
+    texts = []
+    for file in files:
+        modality = modality_of(file)
+        if file.lower().endswith(TEXT_SUFFIXES):
+            texts += [] if _NOTE.match(PurePath(file).name) else [file]
+        elif modality is not None:
+            found[modality].append(file)
+    return dict(found) or ({"text": texts} if texts else {})
 
 
 def _visible_files(folder: Path, prefix: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:

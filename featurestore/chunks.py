@@ -16,7 +16,7 @@ from threading import Lock
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.manifest import Source
 from featurestore.encoder import Embeddings
@@ -68,7 +68,7 @@ class ChunkedTextEncoder(TextEncoder):
     ----------
     tokenizer
         From texts to tokens, both ways; called by one thread at a time.
-    spec, compute, device, similarity, lock
+    spec, compute, device, similarity, lock, network
         As of `TextEncoder`.
 
     Attributes
@@ -86,9 +86,16 @@ class ChunkedTextEncoder(TextEncoder):
         device: str,
         similarity: Mapping[str, float] | None = None,
         lock: Lock | None = None,
+        network: nn.Module | None = None,
     ) -> None:
         super().__init__(
-            spec=spec, tokenize=tokenizer, compute=compute, device=device, similarity=similarity, lock=lock
+            spec=spec,
+            tokenize=tokenizer,
+            compute=compute,
+            device=device,
+            similarity=similarity,
+            lock=lock,
+            network=network,
         )
         self.chunked = 0
         self._split = tokenizer.chunks
@@ -141,6 +148,7 @@ def make_text_encoder(
     levels: tuple[EncoderSpec, ...],
     tokenizer: Tokenizer,
     compute: Callable[[Mapping[str, Tensor], Sequence[str]], tuple[Embeddings, ...]],
+    network: nn.Module,
     device: str,
     similarity: Mapping[str, float] | None = None,
 ) -> TextEncoder | Together:
@@ -154,7 +162,7 @@ def make_text_encoder(
         From texts to tokens, both ways.
     compute
         From the token tensors, on the device, and poolings without `CHUNKS` to the embeddings of each.
-    device, similarity
+    network, device, similarity
         As of `TextEncoder`.
     """
     lock = Lock()
@@ -165,11 +173,10 @@ def make_text_encoder(
         def read(inputs: Mapping[str, Tensor]) -> tuple[Embeddings, ...]:
             return compute(inputs, poolings)
 
+        shared: Any = {"compute": read, "network": network, "device": device, "similarity": similarity, "lock": lock}
         if _in_pieces(spec[0]):
-            return ChunkedTextEncoder(
-                spec=spec, tokenizer=tokenizer, compute=read, device=device, similarity=similarity, lock=lock
-            )
-        return TextEncoder(spec=spec, tokenize=tokenizer, compute=read, device=device, similarity=similarity, lock=lock)
+            return ChunkedTextEncoder(spec=spec, tokenizer=tokenizer, **shared)
+        return TextEncoder(spec=spec, tokenize=tokenizer, **shared)
 
     # What was asked for first stays first.
     kinds = dict.fromkeys(map(_in_pieces, levels))

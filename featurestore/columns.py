@@ -106,7 +106,7 @@ class Filling:
         dtype = self.column.spec.dtype
         at, lacking = np.asarray(positions, np.int64), self.lacking[list(positions)]
         finite = levels.finite(block, dtype)
-        what = "tokens are" if self.column.spec.ragged else "embedding is"
+        what = f"{self.column.spec.parts} are" if self.column.spec.ragged else "embedding is"
         failures = [
             self.fail(
                 position,

@@ -16,7 +16,9 @@ class ExtractConfig(ManifestConfig):
     store: Path = Field(description="the feature store, a directory; made if it does not exist")
     encoder: Many = Field(
         default=(),
-        description="encoder id or alias; several share one decode; default: the offline encoder of the modality",
+        description="encoder id or alias; several share one decode; augmented+ID: views to train heads on, mirrored "
+        "and rotated unless told otherwise (a mirror swaps left and right); default: the offline encoder of the "
+        "modality",
     )
     pooling: Names = Field(
         default=(),

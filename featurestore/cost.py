@@ -58,7 +58,7 @@ class Growth:
         """Return the figures in words."""
         spec = self.column.spec
         return (
-            f"tokens of {self.column.name}: {self.rows:.0f} x {spec.dim} {spec.dtype} a sample, "
+            f"{spec.parts} of {self.column.name}: {self.rows:.0f} x {spec.dim} {spec.dtype} a sample, "
             f"{size(self.sample_bytes)}; {size(self.bytes)} for {self.missing:,} samples"
         )
 

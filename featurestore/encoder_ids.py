@@ -5,6 +5,7 @@
     offline:efficientnet-lite0+offline:minilm     the features of two encoders, side by side
     frames+offline:efficientnet-lite0             one encoder: the frames of a video, each through an image encoder
     frames:8,max+resnet50+minilm                  (frames:8,max+resnet50) joined with minilm
+    augmented:8,flip+resnet50                     eight views of an image, each flipped or not, to train heads on
 
 A wrapper is a word, which may have options after a colon, and belongs to the id that follows it. What neither is a
 wrapper nor follows one begins a new encoder.
@@ -20,11 +21,12 @@ from typing import Self
 from data.errors import did_you_mean
 from data.manifest import Modality
 from featurestore.errors import UnknownEncoder
+from featurestore.spec import AUGMENTED
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wrapper:
-    """A word that turns an encoder of one modality into one of another.
+    """A word that turns an encoder of one modality into one of another, or of the same.
 
     Attributes
     ----------
@@ -40,6 +42,17 @@ class Wrapper:
 
 
 WRAPPERS: Mapping[str, Wrapper] = {
+    AUGMENTED: Wrapper(
+        encodes="image",
+        takes="image",
+        options={
+            "count": (r"[1-9]\d{0,2}", "4"),
+            "flip": ("flip", ""),
+            "rotation": (r"rotation=[\d.]+", ""),
+            "randaugment": (r"randaugment|randaugment=\d+", ""),
+            "seed": (r"seed=\d+", "seed=0"),
+        },
+    ),
     "frames": Wrapper(
         encodes="video",
         takes="image",
@@ -106,6 +119,12 @@ class WrappedId:
         return cls(word=word, options=_options(encoder_id, word, options), inner=inner)
 
 
+def without_views(encoder_id: str) -> str:
+    """Return the id of the encoder inside ``augmented+ID``, which sees the image itself; any other id as it is."""
+    wrapped = WrappedId.parse(encoder_id)
+    return wrapped.inner if wrapped and wrapped.word == AUGMENTED else encoder_id
+
+
 def split_joined(text: str) -> tuple[str, ...]:
     """Return the ids of encoders that are joined by ``+``; a wrapper stays with the id that follows it.
 
@@ -139,7 +158,8 @@ def _options(encoder_id: str, word: str, text: str) -> dict[str, str]:
         name = next((name for name, (form, _) in known.items() if re.fullmatch(form, value)), None)
         if name is None:
             # What a regular expression looks like to a reader: "count" is a number, "trim=..." takes one.
-            words = [each.replace(r"[\d.]+", "...") for form, _ in known.values() for each in form.split("|")]
+            parts = [each for form, _ in known.values() for each in form.split("|")]
+            words = [re.sub(r"\[\\d\.\]\+|\\d\+", "...", each) for each in parts]
             forms = ["a number" if each.startswith("[") else each for each in words]
             raise UnknownEncoder(f"{encoder_id!r}: {word} has no option {value!r}; {did_you_mean(value, forms)}")
         if name in chosen:

@@ -25,6 +25,7 @@ from data.manifest import Manifest, Source
 from data.progress import Progress, Silent
 from data.sources import read_manifest
 from featurestore import catalog, fidelity
+from featurestore.bandwidth import file_rates, reach
 from featurestore.columns import Column, Filling, InAll, fail_all, looked_up
 from featurestore.config import ExtractConfig
 from featurestore.cost import announce
@@ -58,6 +59,7 @@ class Job:
     keys: Keys
     plan: Plan
     unreadable: Mapping[int, SampleError]
+    rates: Mapping[int, int]
     batch_size: int
     workers: int
     streams: int
@@ -136,6 +138,7 @@ def prepare(config: ExtractConfig, *, create: bool, progress: Progress | None = 
         keys=keys,
         plan=plan,
         unreadable=unreadable,
+        rates=file_rates(manifest, keys, cache, workers=workers),
         batch_size=batch_size,
         workers=workers,
         streams=min(encoding_streams(each, device) for each in active.values()),
@@ -242,6 +245,7 @@ def _summary(job: Job, filling: Filling, pipeline: Pipeline, failures: Sequence[
         read=0,
         truncated=0,
         chunked=0,
+        bandwidths=reach(job.rates, spec),
         fallbacks=getattr(job.encoder, "fallbacks", 0),
         splits=pipeline.splits,
         seconds=0.0,

@@ -47,6 +47,8 @@ class Forward(Generic[Inputs, Output]):
 
     Attributes
     ----------
+    compute
+        As given: with gradients, wherever its inputs are.
     fallbacks
         Number of batches that were computed again in fp32.
     """
@@ -55,7 +57,7 @@ class Forward(Generic[Inputs, Output]):
         self.device = torch.device(device)
         self.precision = precision
         self.fallbacks = 0
-        self._compute = compute
+        self.compute = compute
         self._lock = Lock()
 
     def __call__(self, inputs: Inputs) -> Output:
@@ -63,7 +65,7 @@ class Forward(Generic[Inputs, Output]):
         if self.precision == "fp32":
             return self.reference(inputs)
         with torch.inference_mode(), torch.autocast(self.device.type, _AUTOCAST[self.precision]):
-            made = _float32_on_cpu(self._compute(inputs))
+            made = _float32_on_cpu(self.compute(inputs))
         if all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(made)):
             return made
         with self._lock:
@@ -73,7 +75,7 @@ class Forward(Generic[Inputs, Output]):
     def reference(self, inputs: Inputs) -> Output:
         """Return the embeddings of a batch in full float32, whatever the precision."""
         with torch.inference_mode(), _full_float32(self.device):
-            return _float32_on_cpu(self._compute(inputs))
+            return _float32_on_cpu(self.compute(inputs))
 
 
 def _float32_on_cpu(made: Output) -> Output:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.images import load_image
 from data.manifest import Source
@@ -43,6 +43,8 @@ class ImageEncoder:
         A torch device.
     channels_last
         Whether the network is convolutional and computes faster with channels innermost.
+    network
+        What `compute` computes with; without it the encoder cannot be fine-tuned.
     """
 
     thread_safe = True
@@ -58,10 +60,12 @@ class ImageEncoder:
         reference_compute: Callable[[Tensor], Any] | None = None,
         device: str,
         channels_last: bool = False,
+        network: nn.Module | None = None,
     ) -> None:
         self.levels = spec if isinstance(spec, tuple) else (spec,)
         self.spec = self.levels[0]
         self.transform = transform
+        self.network = network
         self._forward = Forward(compute, device=device, precision=self.spec.precision)
         self._reference = Forward(reference_compute or compute, device=device, precision="fp32")
         self._reference_transform = reference_transform
@@ -123,6 +127,10 @@ class ImageEncoder:
     def encode_levels(self, batch: Tensor | list[Tensor]) -> tuple[Embeddings, ...]:
         """Return the embeddings of a batch, level by level."""
         return as_levels(self._forward(self._ready(self._on_device(batch))))
+
+    def differentiable(self, batch: Tensor | list[Tensor]) -> tuple[Embeddings, ...]:
+        """Return what `encode_levels` does with its gradients, on the device, in the arithmetic around the call."""
+        return as_levels(self._forward.compute(self._ready(self._on_device(batch))))
 
     def encode_reference(self, sources: Sequence[Source | Image8]) -> Embeddings:
         """Return the embeddings by the library's own transform in fp32, one by one."""

@@ -21,7 +21,7 @@ from featurestore.image_encoder import ImageEncoder
 from featurestore.levels import joined
 from featurestore.spec import TOKENS, EncoderSpec
 
-Pool = Literal["mean", "max"]
+Pool = Literal["mean", "max", "none"]
 _IMAGES_AT_ONCE = {"cpu": 8, "cuda": 256}
 """Images in one forward pass: few enough for a CPU's cache, enough to keep a GPU busy."""
 
@@ -62,14 +62,15 @@ class ManyImages:
     images_of
         From a sample to its images, at least one: uint8, (h, w, 3) or (h, w).
     pool
-        ``mean`` of a sample's vectors, or their ``max``imum, value by value.
+        ``mean`` of a sample's vectors, or their ``max``imum, value by value; ``none`` keeps all of them, as many of
+        every sample.
     entire
         Whether an image is squashed to the image encoder's input; else it is resized and cropped as the encoder does.
     device
         Where `inner` computes.
+    images_per_sample
+        How many images a sample has, about: there are as many times fewer samples in a batch.
     """
-
-    images_per_sample = 16
 
     def __init__(
         self,
@@ -80,7 +81,9 @@ class ManyImages:
         pool: Pool,
         entire: bool,
         device: str,
+        images_per_sample: int = 16,
     ) -> None:
+        self.images_per_sample = images_per_sample
         self.levels = levels
         self.spec = levels[0]
         self.thread_safe = inner.thread_safe
@@ -146,7 +149,7 @@ class ManyImages:
         )
 
     def encode(self, batch: ImageBatch) -> Tensor:
-        """Return the embeddings of a batch: float32, shape (n, dim), on the CPU."""
+        """Return the embeddings of a batch: float32, shape (n, dim), or unpooled (n, images, dim), on the CPU."""
         return self.encode_levels(batch)[0]
 
     def encode_levels(self, batch: ImageBatch) -> tuple[Tensor, ...]:
@@ -166,9 +169,11 @@ class ManyImages:
         return [self._inner.transform.entire(image) for image in images] if self._entire else list(images)
 
     def _pooled(self, parts: Sequence[tuple[Embeddings, ...]], counts: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """Return one vector per sample of its images' at each level; the images come in several batches."""
+        """Return one vector per sample of its images' at each level, or all; the images come in several batches."""
 
         def pooled(vectors: Tensor) -> Tensor:
+            if self._pool == "none":
+                return vectors
             return vectors.mean(0) if self._pool == "mean" else vectors.amax(0)
 
         levels = cast("tuple[Tensor, ...]", joined(parts))
@@ -182,6 +187,7 @@ def load_many_images(
     images_of: Callable[[Source], Sequence[Image8]],
     pool: Pool,
     entire: bool = False,
+    images_per_sample: int = 16,
     preprocess: Mapping[str, Any],
 ) -> ManyImages:
     """Return a wrapper around the image encoder that its id names.
@@ -192,7 +198,7 @@ def load_many_images(
         The id.
     options
         Given to the image encoder: pooling of its tokens, precision, stored type, device.
-    images_of, pool, entire
+    images_of, pool, entire, images_per_sample
         See `ManyImages`.
     preprocess
         What decides the images and how their vectors are pooled; with the specification of the image encoder it is
@@ -208,7 +214,8 @@ def load_many_images(
     if options.modality not in (None, wrapper.encodes):
         raise EncoderError(f"{name} encodes {wrapper.encodes}, not {options.modality}")
     if TOKENS in options.poolings:
-        raise EncoderError(f"{name}: the images of a sample are pooled to one vector, so it has no tokens to store")
+        pooled = "every view is pooled" if pool == "none" else "the images of a sample are pooled"
+        raise EncoderError(f"{name}: {pooled} to one vector, so it has no tokens to store")
     inner = load_encoder(wrapped.inner, replace(options, modality=wrapper.takes))
     if not isinstance(inner, ImageEncoder):
         found = type(inner).__name__
@@ -224,4 +231,12 @@ def load_many_images(
         )
         for level in inner.levels
     )
-    return ManyImages(inner=inner, levels=levels, images_of=images_of, pool=pool, entire=entire, device=options.device)
+    return ManyImages(
+        inner=inner,
+        levels=levels,
+        images_of=images_of,
+        pool=pool,
+        entire=entire,
+        device=options.device,
+        images_per_sample=images_per_sample,
+    )

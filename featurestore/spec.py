@@ -27,6 +27,9 @@ StoredType = Literal["float16", "float32"]
 TOKENS = "tokens"
 """The pooling that pools nothing."""
 
+AUGMENTED = "augmented"
+"""The family, and the wrapper, whose samples are several augmented views (`featurestore.augmentation`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
@@ -82,8 +85,13 @@ class EncoderSpec:
 
     @property
     def ragged(self) -> bool:
-        """Whether a sample has as many vectors as it has tokens, instead of one."""
-        return self.pooling == TOKENS
+        """Whether a sample has several vectors, one per token or augmented view, instead of one."""
+        return self.pooling == TOKENS or self.family == AUGMENTED
+
+    @property
+    def parts(self) -> str:
+        """What the vectors of a ragged sample are, in words."""
+        return "views" if self.family == AUGMENTED else "tokens"
 
     @cached_property
     def fingerprint(self) -> str:

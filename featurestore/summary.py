@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from featurestore.bandwidth import remark
 from featurestore.describe import size
 
 
@@ -34,6 +35,8 @@ class ExtractSummary:
         How close the vectors are to the library's own output; None if nothing was encoded.
     stored, bytes
         Rows of this encoder in the store, and their size on disk.
+    bandwidths
+        How many recordings reach up to which frequency, in Hz, by the rates of their files.
     interrupted
         The signal that ended the run early, or None.
     also
@@ -65,6 +68,7 @@ class ExtractSummary:
     fidelity: Mapping[str, float] | None
     stored: int
     bytes: int
+    bandwidths: Mapping[int, int] = field(default_factory=dict)
     interrupted: int | None = None
     also: tuple[ExtractSummary, ...] = ()
 
@@ -97,6 +101,8 @@ class ExtractSummary:
             "batches were split for want of memory": self.splits,
         }
         lines += [f"  {count} {what}" for what, count in rest.items() if count]
+        differing = remark(self.bandwidths)
+        lines += [f"  {differing}"] if differing else []
         if self.encoded:
             stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds_by_stage.items())
             lines.append(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.manifest import Source
 from data.text import load_text
@@ -58,6 +58,8 @@ class TextEncoder:
         one. None where it does not say.
     lock
         Shared by encoders that share a tokenizer; None makes one.
+    network
+        What `compute` computes with; without it the encoder cannot be fine-tuned.
 
     Attributes
     ----------
@@ -76,10 +78,12 @@ class TextEncoder:
         device: str,
         similarity: Mapping[str, float] | None = None,
         lock: threading.Lock | None = None,
+        network: nn.Module | None = None,
     ) -> None:
         self.levels = spec if isinstance(spec, tuple) else (spec,)
         self.spec = self.levels[0]
         self.similarity = similarity
+        self.network = network
         self.truncated = 0
         self._tokenize = tokenize
         self._forward = Forward(compute, device=device, precision=self.spec.precision)
@@ -115,6 +119,10 @@ class TextEncoder:
     def encode_levels(self, batch: Mapping[str, Tensor]) -> tuple[Embeddings, ...]:
         """Return the embeddings of a batch, level by level."""
         return as_levels(self._forward(self._on_device(batch)))
+
+    def differentiable(self, batch: Mapping[str, Tensor]) -> tuple[Embeddings, ...]:
+        """Return what `encode_levels` does with its gradients, on the device, in the arithmetic around the call."""
+        return as_levels(self._forward.compute(self._on_device(batch)))
 
     def encode_reference(self, sources: Sequence[Source]) -> Embeddings:
         """Return the embeddings in fp32, one text at a time."""

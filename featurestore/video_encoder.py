@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, functional
 
 from data.errors import SampleError
@@ -105,6 +105,8 @@ class VideoEncoder:
         The library's own transform, from uint8 frames of shape (t, 3, height, width) to float32 (3, t, h, w).
     device
         A torch device.
+    network
+        What `compute` computes with; without it the encoder cannot be fine-tuned.
     """
 
     thread_safe = True
@@ -119,10 +121,12 @@ class VideoEncoder:
         compute: Callable[[Tensor], Any],
         reference_transform: Callable[[Tensor], Tensor],
         device: str,
+        network: nn.Module | None = None,
     ) -> None:
         self.levels = spec if isinstance(spec, tuple) else (spec,)
         self.spec = self.levels[0]
         self.transform = transform
+        self.network = network
         self._forward = Forward(compute, device=device, precision=self.spec.precision)
         self._reference_transform = reference_transform
 
@@ -180,8 +184,11 @@ class VideoEncoder:
 
     def encode_levels(self, batch: Tensor) -> tuple[Embeddings, ...]:
         """Return the embeddings of a batch, level by level."""
-        clips = self.transform.normalize(batch.to(self._forward.device, non_blocking=True))
-        return as_levels(self._forward(clips))
+        return as_levels(self._forward(self._ready(batch)))
+
+    def differentiable(self, batch: Tensor) -> tuple[Embeddings, ...]:
+        """Return what `encode_levels` does with its gradients, on the device, in the arithmetic around the call."""
+        return as_levels(self._forward.compute(self._ready(batch)))
 
     def encode_reference(self, sources: Sequence[Source]) -> Embeddings:
         """Return the embeddings by the library's own transform in fp32, one by one."""
@@ -190,6 +197,9 @@ class VideoEncoder:
     def encode_reference_levels(self, sources: Sequence[Source]) -> tuple[Embeddings, ...]:
         """Return the embeddings by the library's own transform in fp32, one by one, level by level."""
         return joined([as_levels(self._forward.reference(self._reference_input(source))) for source in sources])
+
+    def _ready(self, batch: Tensor) -> Tensor:
+        return self.transform.normalize(batch.to(self._forward.device, non_blocking=True))
 
     def _frames(self, source: Source) -> Frames8:
         return read_frames(source, self.transform.frames, pad=True)

@@ -525,7 +525,7 @@ def _fit_job(
     """Fit one head on its rows, or return why it cannot be."""
     try:
         own = None if groups is None else groups[job.rows]
-        return job.head.fit(X[job.rows], y[job.rows], groups=own, context=context)
+        return job.head.fit(X[job.rows], y[job.rows], sample_weight=job.weight, groups=own, context=context)
     except HeadError as error:
         return error
 

@@ -34,7 +34,10 @@ class TaskConfig(ManifestConfig):
     """What every command can be told that predicts a target from stored features and judges it."""
 
     store: Path = Field(description="the feature store")
-    encoder: Many = Field(min_length=1, description="encoder id as stored; several are joined side by side")
+    encoder: Many = Field(
+        min_length=1,
+        description="encoder id as stored; several are joined side by side; augmented+ID: ID and its views to train on",
+    )
     target: Names = Field(min_length=1, description="target column, or several joined by commas")
     kind: Literal["auto", "binary", "multiclass", "multilabel", "regression"] = Field(
         default="auto", description="what kind of task it is"

@@ -31,6 +31,7 @@ from data.split import make_folds
 from data.task import Task
 from featurestore.store import FeatureStore
 from heads.artifact import save_bundle
+from heads.augmented import fit_on, views_remark
 from heads.base import Head, HeadWarning
 from heads.catalog import make_head
 from heads.config import FitConfig, TaskConfig
@@ -44,7 +45,7 @@ from heads.evaluation.seal import Openings, open_test, run_digest
 from heads.inputs import Missing, Normalize
 from heads.labelled import Labelled
 from heads.loading import counts, few_per_label, few_remarks, gate, load, masked_remark, pooling_remark, unused_split
-from heads.many import Job, fit_many
+from heads.many import Job
 from heads.pages.report import write_plots, write_report
 from heads.record import RunRecord
 from heads.run import TRAINED, new_run, truth_columns, write_config, write_history, write_table
@@ -151,7 +152,13 @@ def fit_labelled(
         folder,
         normalize=config.normalize,
         missing=config.missing,
-        remarks=[*remarks, *masked_remark(data), *few_remarks(config, data), *_sealed(config, data)],
+        remarks=[
+            *remarks,
+            *views_remark(data),
+            *masked_remark(data),
+            *few_remarks(config, data),
+            *_sealed(config, data),
+        ],
         openings=openings,
         command=command,
         started=started,
@@ -246,7 +253,7 @@ def fit_and_predict(config: FitConfig, data: Labelled, progress: Progress) -> Fi
             Job(make_head(config.head, data.task.kind, config.set, config.seed), rows) for rows in [*fitted_on, final]
         ]
         started = time.perf_counter()
-        for head in fit_many(jobs, data.X, data.y, groups=data.groups, context=data.context):
+        for head in fit_on(data, jobs):
             if isinstance(head, HeadError):
                 raise head
             heads.append(head)

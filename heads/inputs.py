@@ -17,6 +17,7 @@ from data.manifest import Manifest, Modality, Source
 from data.progress import Progress, Silent
 from data.sources import read_manifest
 from featurestore.describe import size
+from featurestore.encoder_ids import without_views
 from featurestore.errors import FeaturesMissing
 from featurestore.features import Features
 from featurestore.ledger import Failure
@@ -95,14 +96,32 @@ def find_features(
     FeaturesMissing
         If the store has none, or several that the options do not tell apart.
     HeadError
-        If an encoder is named twice.
+        If an encoder is named twice, or gives augmented views.
     """
+    refuse_views(encoders)
     found = [_find(store, name, pooling, precision, modality) for name in encoders]
     prints = [features.fingerprint for features in found]
     for name, fingerprint in zip(encoders, prints, strict=True):
         if prints.count(fingerprint) > 1:
             raise HeadError(f"--encoder {name}: the same features are named twice; name each encoder once")
     return found
+
+
+def refuse_views(encoders: Sequence[str]) -> None:
+    """Refuse augmented views where features are judged or compared.
+
+    Raises
+    ------
+    HeadError
+        If an encoder gives some.
+    """
+    for name in encoders:
+        plain = without_views(name)
+        if plain != name:
+            raise HeadError(
+                f"--encoder {name}: augmented views are for training heads only (fit-head, compare, tune), and nothing "
+                f"is judged by them; name the encoder of the images themselves, {plain}"
+            )
 
 
 def _find(
@@ -157,7 +176,7 @@ def load_inputs(
     HeadError
         If a sample is masked that has several embeddings by another encoder.
     """
-    keys = [_keys(manifest, each, cache, workers, progress or Silent()) for each in features]
+    keys = [keys_of(manifest, each, cache, workers, progress or Silent()) for each in features]
     lacking: dict[str, list[int]] = {}
     there = np.ones((len(features), len(manifest)), bool)
     for number, (each, name, (columns, problem), ledger) in enumerate(
@@ -190,7 +209,7 @@ def load_inputs(
     ]
     blocks = [values for values, _ in taken]
     if normalize == "l2":
-        blocks = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in blocks]
+        blocks = list(map(unit_length, blocks))
     ragged = [(name, offsets) for name, (_, offsets) in zip(encoders, taken, strict=True)]
     offsets = _common_offsets(manifest.select(kept.tolist()), ragged)
     # Tokens of one encoder may be most of the memory: they are not copied.
@@ -291,7 +310,13 @@ def sources_for(manifest: Manifest, modality: str) -> tuple[Source | None, ...]:
     return tuple(other.sources[at[name]] for name in manifest.ids)
 
 
-def _keys(
+def unit_length(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return vectors scaled to unit length, shape (n, d); a zero vector stays one."""
+    scaled: NDArray[np.float32] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return scaled
+
+
+def keys_of(
     manifest: Manifest, features: Features, cache: FileCache, workers: int, progress: Progress
 ) -> tuple[Keys, dict[int, str]]:
     """Return the keys of a manifest's samples and, by position, why a sample has none."""

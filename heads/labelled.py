@@ -36,6 +36,7 @@ from data.split import parse_split
 from data.task import Targets, Task, labelled
 from data.text import load_text
 from featurestore.store import FeatureStore
+from heads.augmented import Views
 from heads.bags import Bags
 from heads.context import Context
 from heads.inputs import Block, Inputs, Missing, Normalize, find_features, load_inputs
@@ -75,6 +76,8 @@ class Labelled:
         The prompts of the classes, if there are any.
     masked
         Samples whose embeddings by some encoder are missing: reason to ids, which may name dropped ones as well.
+    views
+        Augmented views that join the samples heads are fitted on (`heads.augmented.fit_on`); None without.
     """
 
     manifest: Manifest
@@ -91,6 +94,12 @@ class Labelled:
     dropped: Mapping[str, tuple[str, ...]]
     prompts: PromptSet | None = None
     masked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    views: Views | None = None
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """The identities of all features that heads learn from: those of X, then those of views."""
+        return [*(block.fingerprint for block in self.blocks), *(self.views.fingerprints if self.views else ())]
 
     def with_prompts(self, prompts: PromptSet | None) -> Labelled:
         """Return the same data with the prompts of the classes, which heads are told of."""
@@ -110,6 +119,7 @@ class Labelled:
             groups=self.groups[rows],
             group_names=tuple(self.group_names[i] for i in rows),
             dropped={**self.dropped, **gone},
+            views=None if self.views is None else self.views.take(rows),
         )
 
     def rows(self, split: str) -> NDArray[np.int64]:
@@ -276,23 +286,21 @@ def _near_duplicates(
 ) -> NearPairs:
     """Return which samples have nearly the same content.
 
-    Images are compared by perceptual hash, videos by that of their middle frame, texts by their normalised
-    words; where none can be read (imported features), embeddings that point in the same direction are taken as
-    the same. A sample that is kept without such content is near to none.
+    Images are compared by perceptual hash, videos by that of their middle frame, recordings by that of their
+    spectrogram, texts by their normalised words; where none can be read (imported features), embeddings that point
+    in the same direction are taken as the same. A sample that is kept without such content is near to none.
     """
     sources = [source for source in manifest.sources if source is not None]
     if sources and all(source.modality == "text" and _exists(source) for source in sources):
         return near_pairs_by_text([None if source is None else _text(source) for source in manifest.sources])
-    if sources and all(source.modality in ("image", "video") and _exists(source) for source in sources):
+    if sources and all(source.modality != "text" and _exists(source) for source in sources):
         progress.stage("perceptual hashes", len(manifest))
-        hashes = perceptual_hashes(
-            manifest.sources,
-            keys,
-            FileCache(store.files_cache),
-            _picture,
-            workers=os.cpu_count() or 1,
-            progress=progress.advance,
-        )
+        cache, workers = FileCache(store.files_cache), os.cpu_count() or 1
+        if manifest.modality == "audio":
+            from data.sound_hash import near_recordings
+
+            return near_recordings(manifest.sources, keys, cache, workers=workers, progress=progress.advance)
+        hashes = perceptual_hashes(manifest.sources, keys, cache, _picture, workers=workers, progress=progress.advance)
         return near_pairs(hashes)
     return near_pairs_by_embedding(X.mean() if isinstance(X, Bags) else np.nan_to_num(X))
 
@@ -315,4 +323,4 @@ def _text(source: Source) -> str | None:
 
 
 def _exists(source: Source) -> bool:
-    return source.path is None or source.path.exists()
+    return source.path is None or all(path.exists() for path in (source.path, *source.rest))

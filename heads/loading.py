@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from data.sources import read_manifest
 from data.subset import balanced_subset
 from data.task import Task, count_classes, read_task
 from featurestore.store import FeatureStore
+from heads.augmented import find_views, plain_encoders, read_views
+from heads.bag_views import refuse_bag_views
 from heads.bags import Bags
 from heads.base import Head
 from heads.catalog import head_classes, make_head
@@ -27,7 +30,6 @@ from heads.labelled import Labelled, join_features, label
 from heads.mixed import MixedHead
 from heads.prompts import load_prompts, refuse_unaligned
 from heads.samples import encode_samples
-from heads.views import refuse_views
 
 _UNCORRECTED = {"class_weight": None, "pos_weight": None, "sampler": "shuffle"}
 """Parameters of heads against imbalance, and the values that do nothing."""
@@ -43,7 +45,7 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     parse_rule(config.threshold)
     head = make_head(config.head, task.kind, config.set, config.seed)
     refuse_masked(config, head)
-    refuse_views(config, head.name)
+    refuse_bag_views(config, head.name)
     if config.view is not None:
         manifest.column(config.view)
     if head.needs_prompts and config.prompt_encoder is None:
@@ -52,13 +54,15 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
         raise HeadError(f"--prompt-encoder: head {head.name} learns nothing from prompts; leave it out")
     store = FeatureStore(config.store)
     # An encoder that the store knows nothing of is refused before that of the prompts is loaded.
-    find_features(store, config.encoder, pooling=config.pooling, precision=config.precision, modality=manifest.modality)
+    find_views(store, config.encoder, pooling=config.pooling, precision=config.precision, bag=config.bag)
+    plain = plain_encoders(config.encoder)
+    find_features(store, plain, pooling=config.pooling, precision=config.precision, modality=manifest.modality)
     # Before the features are found: where the prompts join them in the store, a second run finds the same snapshot.
     prompts = load_prompts(config, task, store, progress, seed=config.seed)
     inputs = join_features(
         manifest,
         store,
-        config.encoder,
+        plain,
         pooling=config.pooling,
         precision=config.precision,
         normalize=config.normalize,
@@ -69,6 +73,16 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
         refuse_unaligned(head.name, inputs.blocks, prompts)
     y = encode_samples(task, manifest, inputs.manifest)
     data = label(manifest, inputs, task, y, store, progress, view=config.view).with_prompts(prompts)
+    views = read_views(
+        data,
+        store,
+        config.encoder,
+        pooling=config.pooling,
+        precision=config.precision,
+        normalize=config.normalize,
+        progress=progress,
+    )
+    data = replace(data, views=views)
     if config.sealed and not len(data.rows("test")):
         raise SplitError(f"--sealed: {config.manifest} has no test rows to leave sealed; name the split with --split")
     return data
@@ -232,20 +246,23 @@ def counts(data: Labelled) -> dict[str, Any]:
     masked = masked_samples(data)
     if masked:
         found["masked"] = {reason: {"count": len(ids), "ids": ids} for reason, ids in masked.items()}
+    if data.views is not None:
+        found["views"] = data.views.to_dict()
     if isinstance(data.X, Bags):
         lengths = data.X.lengths
         found["instances"] = {"total": int(lengths.sum()), "fewest": int(lengths.min()), "most": int(lengths.max())}
     of = data.instances
     if of.offsets is not None:
-        found["bags"] = {
+        bags: dict[str, Any] = {
             "column": data.manifest.roles["bag"],
             "rows": len(of.manifest),
             "fewest": int(of.lengths.min()),
             "most": int(of.lengths.max()),
         }
-    if of.views is not None:
-        names = Counter(name or "none" for name in of.views.tolist())
-        found["views"] = {"column": of.view, "rows": dict(names.most_common())}
+        if of.views is not None:
+            names = Counter(name or "none" for name in of.views.tolist())
+            bags["views"] = {"column": of.view, "rows": dict(names.most_common())}
+        found["bags"] = bags
     return found
 
 

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One fit: an unfitted head, and the rows of the shared data that it learns from."""
+    """One fit: an unfitted head, the rows of the shared data that it learns from, and what each weighs; None: 1."""
 
     head: Head
     rows: NDArray[np.int64]
+    weight: NDArray[np.float64] | None = None
 
 
 def fit_many(

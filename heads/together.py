@@ -72,14 +72,14 @@ def sharing(jobs: Sequence[Job], varied: frozenset[str]) -> list[list[int]]:
 
 def prepared(
     heads: Sequence[Head],
-    rows: NDArray[np.int64],
+    job: Job,
     X: Any,
     y: NDArray[Any],
     *,
     groups: NDArray[Any] | None,
     context: Context | None,
 ) -> Training:
-    """Return the training set that heads share; the first one prepares it, and the others learn what it learned.
+    """Return the training set that heads share, the rows of a job; the first prepares it, the others learn of it.
 
     Raises
     ------
@@ -87,7 +87,8 @@ def prepared(
         If the data are wrong.
     """
     first, *others = heads
-    training = first._prepare(X[rows], y[rows], groups=None if groups is None else groups[rows], context=context)
+    rows, own = job.rows, None if groups is None else groups[job.rows]
+    training = first._prepare(X[rows], y[rows], sample_weight=job.weight, groups=own, context=context)
     learned = {name: value for name, value in vars(first).items() if is_learned(name)}
     for head in others:
         for name, value in learned.items():
@@ -95,10 +96,11 @@ def prepared(
     return training
 
 
-def _key(job: Job, varied: frozenset[str]) -> tuple[bytes, str]:
+def _key(job: Job, varied: frozenset[str]) -> tuple[bytes, bytes, str]:
     """Return what jobs have in common that share a training set."""
     params = {name: value for name, value in job.head.get_params(deep=False).items() if name not in varied}
-    return np.asarray(job.rows, dtype=np.int64).tobytes(), repr(sorted(params.items()))
+    weight = b"" if job.weight is None else job.weight.tobytes()
+    return np.asarray(job.rows, dtype=np.int64).tobytes(), weight, repr(sorted(params.items()))
 
 
 def _fit_alike(
@@ -116,7 +118,7 @@ def _fit_alike(
     if not heads:
         return results
     try:
-        training = prepared(heads, jobs[0].rows, X, y, groups=groups, context=context)
+        training = prepared(heads, jobs[0], X, y, groups=groups, context=context)
         if training.y.size:
             cls._fit_all(heads, training)
     except HeadError as error:

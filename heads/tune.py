@@ -36,6 +36,8 @@ from data.digest import digest_json
 from data.errors import ConfigError, did_you_mean
 from data.progress import Progress, Silent
 from featurestore.store import FeatureStore
+from heads.augmented import plain_encoders
+from heads.bag_views import refuse_bag_views
 from heads.catalog import head_class
 from heads.config import FitConfig, PromptOptions, TuneConfig
 from heads.errors import HeadError, RunError
@@ -54,7 +56,6 @@ from heads.tuning.storage import open_study
 from heads.tuning.trials import draw_history, draw_importances, importances, state_of, table_of
 from heads.tuning.verdict import estimate_of, judge_defaults
 from heads.tuning.views import Views, stored_poolings
-from heads.views import refuse_views
 
 MARK, JOURNAL = "tune.yaml", "study.journal"
 
@@ -136,7 +137,11 @@ def ask(config: TuneConfig, progress: Progress) -> Question:
     """Read and check everything that a study needs; no encoder of features is loaded."""
     store = FeatureStore(config.store)
     given = config.pooling is not None
-    poolings = (config.pooling,) if given else stored_poolings(store, config.encoder, config.precision)
+    poolings = (
+        (config.pooling,)
+        if given
+        else stored_poolings(store, (*config.encoder, *plain_encoders(config.encoder)), config.precision)
+    )
     normalizations = ("none", "l2") if config.normalize == "search" else (config.normalize,)
     everything = View(config.encoder, poolings[0], normalizations[0])
     data = load(fit_config(config, Candidate(config.head[0], {}, everything)), progress)
@@ -151,7 +156,7 @@ def ask(config: TuneConfig, progress: Progress) -> Question:
         file=config.space,
     )
     for head in config.head:
-        refuse_views(config, head)
+        refuse_bag_views(config, head)
         if head_class(head, data.task.kind).needs_prompts and config.prompt_encoder is None:
             raise HeadError(f"--head {head} needs the prompts of the classes; add --prompt-encoder")
     remarks = [*data.manifest.remarks, *gate(data, allow=config.allow_leakage)]
@@ -237,7 +242,7 @@ def _identity(config: TuneConfig, question: Question) -> dict[str, str]:
     data, plan = question.data, question.plan
     about: Mapping[str, Any] = {
         "samples": [data.manifest.digest, data.task.to_dict()],
-        "features": [block.fingerprint for block in data.blocks],
+        "features": data.fingerprints,
         "prompts": {name: str(getattr(config, name)) for name in PromptOptions.model_fields},
         "folds": [fold.score.tolist() for fold in plan.folds],
         "space": plan.space.to_dict(),

@@ -22,7 +22,7 @@ from heads.evaluation.decisions import Decisions
 from heads.evaluation.scoring import scores_of
 from heads.evaluation.thresholds import choose_thresholds
 from heads.fit import Fitted, Judged, head_remarks, open_test_rows, write_judged
-from heads.inputs import find_features
+from heads.inputs import find_features, refuse_views
 from heads.labelled import Labelled, join_features, label
 from heads.prompts import load_prompts, refuse_unaligned
 from heads.record import RunRecord
@@ -88,6 +88,7 @@ def load(config: ZeroShotConfig, progress: Progress) -> Labelled:
     task, _ = read_task(manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive)
     make_head(HEAD, task.kind, config.set, config.seed)
     store = FeatureStore(config.store)
+    refuse_views(config.encoder)
     own = _own_text_tower(config.encoder[0])
     # An encoder that the store knows nothing of is refused before it would be loaded for the prompts.
     find_features(store, config.encoder, pooling=config.pooling, precision=config.precision, modality=manifest.modality)

@@ -84,6 +84,7 @@ def video_encoder(
         transform=transform,
         compute=_compute(model, poolings),
         reference_transform=preset,
+        network=model,
         device=options.device,
     )
 

@@ -320,7 +320,7 @@ def bert_encoder(
     )
     tokens = {"order": "text", "prefix": [], "special": "kept"}
     levels = level_specs(spec, poolings, options, layer=spec.layer, dim=spec.dim, tokens=tokens)
-    return make_text_encoder(levels=levels, tokenizer=tokenize, compute=compute, device=options.device)
+    return make_text_encoder(levels=levels, tokenizer=tokenize, compute=compute, network=model, device=options.device)
 
 
 def require_vocabulary(encoder: str, tokenizer: Any) -> None:

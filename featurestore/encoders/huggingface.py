@@ -204,6 +204,7 @@ def _image_encoder(checkpoint: Checkpoint, options: EncoderOptions, config: Any,
         transform=transform,
         compute=compute,
         reference_transform=reference_transform,
+        network=model,
         device=options.device,
         channels_last=is_convolutional(model),
     )
@@ -256,7 +257,12 @@ def _contrastive_text_encoder(checkpoint: Checkpoint, options: EncoderOptions, c
     levels = level_specs(spec, poolings, options, layer="last_hidden_state", dim=dim, tokens=tokens)
     similarity = _similarity(checkpoint, config)
     return make_text_encoder(
-        levels=levels, tokenizer=tokenize, compute=compute, device=options.device, similarity=similarity
+        levels=levels,
+        tokenizer=tokenize,
+        compute=compute,
+        network=model,
+        device=options.device,
+        similarity=similarity,
     )
 
 

@@ -97,6 +97,7 @@ def _efficientnet_lite0(options: EncoderOptions) -> ImageEncoder:
         transform=transform,
         compute=compute,
         reference_transform=create_transform(**config, is_training=False),
+        network=model,
         device=options.device,
         channels_last=is_convolutional(model),
     )

@@ -247,6 +247,7 @@ def _image_encoder(request: _Request, model: Any, options: EncoderOptions) -> Im
         compute=(class_token_only(model.visual) if is_native else None) or whole,
         reference_compute=whole,
         reference_transform=image_transform_v2(preprocess, is_train=False),
+        network=model.visual,
         device=options.device,
         channels_last=is_convolutional(model.visual),
     )
@@ -321,7 +322,12 @@ def _text_encoder(request: _Request, model: Any, tokenizer: Any, options: Encode
     similarity = similarity_of(model.logit_scale, getattr(model, "logit_bias", None))
     levels = level_specs(spec, poolings, options, layer=spec.layer, dim=spec.dim, tokens={})
     return make_text_encoder(
-        levels=levels, tokenizer=tokenize, compute=compute, device=options.device, similarity=similarity
+        levels=levels,
+        tokenizer=tokenize,
+        compute=compute,
+        network=model,
+        device=options.device,
+        similarity=similarity,
     )
 
 

@@ -70,6 +70,7 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         transform=transform,
         compute=compute,
         reference_transform=create_transform(**data_config, is_training=False),
+        network=model,
         device=options.device,
         channels_last=is_convolutional(model),
     )

@@ -97,6 +97,7 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         transform=transform,
         compute=read,
         reference_transform=preset,
+        network=model,
         device=options.device,
         channels_last=is_convolutional(model),
     )

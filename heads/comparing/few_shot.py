@@ -16,6 +16,7 @@ from data.files import whole_text_file
 from data.split import make_folds
 from data.subset import balanced_subset
 from data.task import count_classes
+from heads.augmented import fit_on
 from heads.base import Head, HeadWarning
 from heads.catalog import head_class, make_head
 from heads.comparing.cells import identity
@@ -26,7 +27,7 @@ from heads.evaluation.bootstrap import Bootstrap
 from heads.evaluation.metrics import HEADLINE, replicates
 from heads.evaluation.scoring import scores_of
 from heads.labelled import Labelled
-from heads.many import Job, fit_many
+from heads.many import Job
 
 FOLDER = "few_shot"
 
@@ -126,7 +127,7 @@ def few_shot_curve(cell: Cell, data: Labelled, course: Course, out: Path) -> lis
     with warnings.catch_warnings():
         # That a label has no positives in a subset of a few rows is the subject, not a remark.
         warnings.simplefilter("ignore", HeadWarning)
-        heads = list(fit_many(jobs, data.X, data.y, groups=data.groups, context=data.context))
+        heads = list(fit_on(data, jobs))
     points = []
     for size in course.sizes:
         drawn = [i for i, draw in enumerate(draws) if draw[0] == size]

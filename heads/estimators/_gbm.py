@@ -224,7 +224,7 @@ class _Shared:
     """What heads share that learn from the same rows: made by the first of them, forgotten by the last."""
 
     def __init__(self, jobs: Sequence[Job], **data: Any) -> None:
-        self._rows, self._data = jobs[0].rows, data
+        self._job, self._data = jobs[0], data
         self._heads = [checked(job.head) for job in jobs]
         self._left = len(jobs)
         self._made: tuple[Training, lgb.Dataset] | None = None
@@ -251,6 +251,6 @@ class _Shared:
         with self._lock:
             if self._made is None:
                 heads = [head for head in self._heads if isinstance(head, BoostedHead)]
-                training = prepared(heads, self._rows, **self._data)
+                training = prepared(heads, self._job, **self._data)
                 self._made = training, heads[0]._bins(training)
             return self._made

@@ -123,13 +123,13 @@ class NetworkHead(Head):
             heads = {i: head for i in positions if isinstance(head := results[i], cls)}
             if not heads:
                 continue
-            rows = jobs[positions[0]].rows
+            job = jobs[positions[0]]
             try:
-                training = prepared(list(heads.values()), rows, X, y, groups=groups, context=context)
+                training = prepared(list(heads.values()), job, X, y, groups=groups, context=context)
             except HeadError as error:
                 results = [error if i in heads else result for i, result in enumerate(results)]
                 continue
-            planner = _Planner(training, rows[training.kept], len(X))
+            planner = _Planner(training, job.rows[training.kept], len(X))
             for i, head in heads.items():
                 try:
                     if training.y.size:

@@ -21,13 +21,14 @@ from optuna.trial import TrialState
 
 from data.progress import Progress
 from data.task import Kind
+from heads.augmented import fit_on
 from heads.base import Head, HeadWarning
 from heads.catalog import head_class, make_head
 from heads.errors import HeadError
 from heads.evaluation.metrics import LOWER_IS_BETTER, estimates, evaluate
 from heads.evaluation.scoring import scores_of
 from heads.labelled import Labelled
-from heads.many import Job, fit_many
+from heads.many import Job
 from heads.tuning.rows import InnerFold
 from heads.tuning.sampler import NumberedSampler
 from heads.tuning.space import DEFAULT, Candidate, Space, View
@@ -237,7 +238,7 @@ def _score(attempts: Sequence[_Attempt], folds: Sequence[int], plan: Plan) -> No
                 attempt.reason = str(error)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", HeadWarning)  # kept as notes of the trial
-            fitted = fit_many(made, data.X, data.y, groups=data.groups, context=data.context)
+            fitted = fit_on(data, made)
             for (attempt, fold), head in zip(kept, fitted, strict=True):
                 if isinstance(head, HeadError):
                     attempt.reason = attempt.reason or str(head)

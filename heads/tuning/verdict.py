@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from heads.augmented import fit_on
 from heads.base import HeadWarning
 from heads.catalog import make_head
 from heads.config import TuneConfig
@@ -20,7 +21,7 @@ from heads.evaluation.metrics import estimates, evaluate
 from heads.evaluation.paired import Difference, paired_difference
 from heads.evaluation.scoring import Scores, scores_of
 from heads.labelled import Labelled
-from heads.many import Job, fit_many
+from heads.many import Job
 from heads.tuning.space import Candidate
 
 VERDICTS = {
@@ -71,7 +72,7 @@ def judge_defaults(
     found: dict[str, dict[str, Any]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HeadWarning)  # kept as notes
-        fitted = list(fit_many(jobs, data.X, data.y, groups=data.groups, context=data.context))
+        fitted = list(fit_on(data, jobs))
     for candidate, head in zip(defaults, fitted, strict=True):
         if isinstance(head, HeadError):
             found[candidate.head] = {"reason": str(head)}

@@ -9,6 +9,7 @@ from typing import cast
 from data.progress import Silent
 from featurestore.spec import TOKENS
 from featurestore.store import FeatureStore
+from heads.augmented import plain_encoders, read_views
 from heads.errors import HeadError
 from heads.inputs import Normalize
 from heads.labelled import Labelled, join_features
@@ -52,14 +53,14 @@ class Views:
         return self._kept[view]
 
     def _read(self, view: View) -> Labelled:
-        rows = self._data.instances.manifest
+        rows, normalize = self._data.instances.manifest, cast("Normalize", view.normalize)
         inputs = join_features(
             rows,
             self._store,
-            view.encoders,
+            plain_encoders(view.encoders),
             pooling=view.pooling,
             precision=self._precision,
-            normalize=cast("Normalize", view.normalize),
+            normalize=normalize,
             progress=Silent(),
         )
         missing = len(rows) - len(inputs.manifest)
@@ -70,7 +71,18 @@ class Views:
             )
         blocks = tuple(block.dim for block in inputs.blocks)
         context = replace(self._data.context, blocks=blocks)
-        return replace(self._data, X=self._data.instances.packed(inputs.X), blocks=inputs.blocks, context=context)
+        X = self._data.instances.packed(inputs.X)
+        data = replace(self._data, X=X, blocks=inputs.blocks, context=context, views=None)
+        views = read_views(
+            data,
+            self._store,
+            view.encoders,
+            pooling=view.pooling,
+            precision=self._precision,
+            normalize=normalize,
+            progress=Silent(),
+        )
+        return replace(data, views=views)
 
 
 def stored_poolings(store: FeatureStore, encoders: Sequence[str], precision: str | None) -> tuple[str | None, ...]:

@@ -168,7 +168,7 @@ def test_finished_cells_are_not_fitted_again(compare, monkeypatch) -> None:
     table = (out / "table.csv").read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr("heads.comparing.cells.fit_labelled", refuse)
-        patched.setattr("heads.comparing.few_shot.fit_many", refuse)
+        patched.setattr("heads.comparing.few_shot.fit_on", refuse)
         result, _ = compare("--few-shot", 2)
     assert result.code == 0, result.err
     assert (out / "table.csv").read_bytes() == table

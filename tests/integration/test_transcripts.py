@@ -99,6 +99,18 @@ def test_a_folder_of_transcripts_is_a_manifest(frostline, talks: Path, tmp_path:
     assert (by_folder.json["samples"], by_folder.json["cached"]) == (24, 24)
 
 
+def test_a_folder_of_plain_texts_is_a_manifest(frostline, tmp_path: Path) -> None:
+    for i in range(4):
+        path = tmp_path / "notes" / ("normal", "pneumonia")[i % 2] / f"{i}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"report number {i} of the chest")
+    (tmp_path / "notes" / "README.txt").write_text("What this folder holds")
+    result = frostline("extract", tmp_path / "notes", "--store", tmp_path / "s", "--encoder", "minilm", "--json")
+    assert result.code == 0, result.err
+    assert (result.json["samples"], result.json["encoded"]) == (4, 4)
+    assert "left out 1 files that are no text files: README.txt" in result.err
+
+
 def test_bad_transcripts_are_listed_and_the_others_encoded(frostline, tmp_path: Path) -> None:
     good = "@Begin\n*PAR:\tthe boy falls .\n@End\n"
     files: dict[str, bytes] = {

@@ -12,9 +12,14 @@ import librosa
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from data.audio import load_audio, trim_silence
+from data.filecache import FileCache
+from data.leakage import connected_groups
 from data.manifest import Source
+from data.sound_hash import near_recordings
+from data.sources import read_manifest
 from data.spectrogram import MelSettings, deltas, log_mel, mfcc
 
 pytestmark = [pytest.mark.real_data]
@@ -62,3 +67,26 @@ def test_digits_of_an_unheard_speaker(encoder: str, floor: float, datasets, extr
     )
     assert result.code == 0, result.err
     assert result.json["metrics"]["cv"]["accuracy"]["value"] > floor
+
+
+def test_takes_of_a_speaker_are_no_duplicates_and_copies_are(datasets: Path, tmp_path: Path) -> None:
+    """No two of the 2,000 recordings are near each other; every copy at another rate is near its own and no other."""
+    manifest = read_manifest(datasets / "fsdd" / "manifest.csv")
+    copies = []
+    for source in manifest.sources[::20]:
+        assert source is not None
+        assert source.path is not None
+        stored, rate = soundfile.read(source.path)
+        path = tmp_path / f"{source.path.stem}.flac"
+        soundfile.write(path, soxr.resample(stored, rate, 22_050) / 2, 22_050)
+        copies.append(Source("audio", path=path))
+    with FileCache(tmp_path / "files.sqlite") as cache:
+        keys, failures = cache.keys([*manifest.sources, *copies])
+        assert not failures
+        near = near_recordings([*manifest.sources, *copies], keys, cache)
+    different = near_recordings(manifest.sources, keys[: len(manifest)], FileCache(tmp_path / "files.sqlite"))
+    assert len(different.pairs) == 0
+    assert len(np.unique(different.looks)) == len(np.unique(keys[: len(manifest)], axis=0))
+    groups = connected_groups(len(keys), near=near)
+    assert (groups[len(manifest) :] == groups[: len(manifest) : 20]).all()
+    assert len(np.unique(groups)) == len(np.unique(different.looks))

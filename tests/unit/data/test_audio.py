@@ -154,7 +154,22 @@ def test_cut_short(write: Write, name: str) -> None:
     path = write(name, np.random.default_rng(0).normal(size=80_000) / 10)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    assert refused(path).kind == ("unreadable" if name == "a.flac" else "truncated")
+    error = refused(path)
+    assert error.kind == "truncated"
+    found = re.search(r"found only the first ([\d.]+) s(?: of the ([\d.]+) s that the header states)?", str(error))
+    assert found is not None
+    assert 1.5 < float(found[1]) <= 2.6
+    assert found[2] == (None if name == "a.ogg" else "5"), "the last page of an Ogg states its length"
+
+
+def test_a_damaged_flac_is_not_called_cut_short(write: Write) -> None:
+    path = write("a.flac", np.random.default_rng(0).normal(size=80_000) / 10)
+    content = bytearray(path.read_bytes())
+    content[60_000:60_200] = bytes(200)
+    path.write_bytes(content)
+    error = refused(path)
+    assert error.kind == "unreadable"
+    assert re.search(r"damage after [\d,]+ of 80,000 samples", str(error))
 
 
 @pytest.mark.parametrize("name", ["a.flac", "a.ogg", "a.mp3"])
@@ -208,7 +223,7 @@ def test_picture_and_text_are_no_sound(tmp_path: Path) -> None:
     for name in ("picture.jpg", "note.wav", "noise.ul"):
         error = refused(tmp_path / name)
         assert error.kind == "unreadable"
-        assert "expected a sound WAV, FLAC, Ogg, MP3 or AIFF file" in str(error)
+        assert "expected a recording (WAV, FLAC, Ogg, MP3, AIFF, M4A," in str(error)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

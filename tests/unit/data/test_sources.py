@@ -269,11 +269,45 @@ class TestFolder:
 
     @pytest.mark.parametrize("files", [(), ("readme.txt",)])
     def test_no_image(self, folder: Write, files: tuple[str, ...]) -> None:
-        with pytest.raises(ManifestError, match=rf"no image in this folder \({len(files)} other files\)"):
+        with pytest.raises(ManifestError, match=rf"no sample in this folder \({len(files)} other files\)"):
             read_manifest(folder(*files))
 
-    def test_audio_folder(self, folder: Write) -> None:
-        assert read_manifest(folder("one/a.wav", "two/b.WAV")).modality == "audio"
+    @pytest.mark.parametrize(
+        ("modality", "first", "second"),
+        [
+            ("image", "a.png", "b.JPG"),
+            ("audio", "a.wav", "b.M4A"),
+            ("video", "a.mp4", "b.WEBM"),
+            ("text", "a.cha", "b.CHA"),
+            ("text", "a.txt", "b.TXT"),
+        ],
+    )
+    def test_one_rule_for_every_modality(self, folder: Write, modality: str, first: str, second: str) -> None:
+        root = folder(f"train/cough/{first}", f"test/speech/{second}", "train/ReadMe.txt", "LICENSE.txt", "notes.pdf")
+        manifest = read_manifest(root, split="split")
+        assert (manifest.modality, manifest.input) == (modality, "path")
+        assert manifest.columns["label"] == ("speech", "cough")
+        assert manifest.role("split") == ("test", "train")
+        assert paths(manifest) == [second, first]
+        (remark,) = manifest.remarks
+        assert f"left out 3 files that are no {modality} files: LICENSE.txt, notes.pdf" in remark
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            (("x/a.png", "y/b.wav"), "1 image files such as x/a.png; 1 audio files such as y/b.wav"),
+            (("x/a.wav", "x/a.cha"), "1 text files such as x/a.cha; 1 audio files such as x/a.wav"),
+            (("a.mp4", "b.mp4", "c.gif"), "2 video files such as a.mp4; 1 image files such as c.gif"),
+        ],
+    )
+    def test_mixed_modalities_are_refused(self, folder: Write, files: tuple[str, ...], message: str) -> None:
+        with pytest.raises(ManifestError, match=f"holds {message}; expected one kind"):
+            read_manifest(folder(*files))
+
+    def test_plain_texts_beside_other_samples_are_notes(self, folder: Write) -> None:
+        manifest = read_manifest(folder("x/a.cha", "x/a.txt", "y/b.cha"))
+        assert paths(manifest) == ["a.cha", "b.cha"]
+        assert "left out 1 files that are no text files: x/a.txt" in manifest.remarks[0]
 
     def test_name_that_is_no_text(self, folder: Write) -> None:
         root = folder("a.png")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.catalog import canonical, families, modality_of
-from featurestore.encoder_ids import WRAPPERS, WrappedId, split_joined
+from featurestore.encoder_ids import WRAPPERS, WrappedId, split_joined, without_views
 from featurestore.errors import UnknownEncoder
 from heads.comparing.suite import _encoder
 
@@ -26,6 +26,7 @@ LITE = "offline:efficientnet-lite0"
         (f"frames+x:1+spectrogram:squash+{LITE}+minilm", ("frames+x:1", f"spectrogram:squash+{LITE}", "minilm")),
         ("frames", ("frames",)),
         ("hf:org/frames+minilm", ("hf:org/frames", "minilm")),
+        (f"augmented:8,flip+{LITE}+augmented:8,flip+x:1", (f"augmented:8,flip+{LITE}", "augmented:8,flip+x:1")),
     ],
 )
 def test_joined_ids_are_split(text: str, expected: tuple[str, ...]) -> None:
@@ -50,6 +51,8 @@ def test_splitting_undoes_joining(ids: list[str]) -> None:
         (" frames:8+local-dir:/some/folder", "frames:8+open_clip:local-dir:/some/folder"),
         ("spectrogram:windows+ResNet50", "spectrogram+torchvision:resnet50/IMAGENET1K_V2"),
         ("spectrogram:fmax=4000,trim=25,mean+minilm", "spectrogram:trim=25,fmax=4000+offline:minilm"),
+        ("augmented:4,seed=0+efficientnet-lite0", f"augmented+{LITE}"),
+        ("augmented:seed=2,rotation=5,flip,8+efficientnet-lite0", f"augmented:8,flip,rotation=5,seed=2+{LITE}"),
         ("spectrogram:squash+hf:/a/b@c/random:0", "spectrogram:squash+hf:/a/b@c/random:0"),
     ],
 )
@@ -80,6 +83,10 @@ def test_every_option_has_a_value() -> None:
         ("frames:none+minilm", "a number, max, mean"),
         ("frames+minilmm", "did you mean 'minilm'"),
         ("frames:x", "wraps no encoder"),
+        ("augmented", "wraps no encoder"),
+        ("augmented:flop+minilm", "did you mean 'flip'"),
+        ("augmented:randaugment=x+minilm", "randaugment, randaugment=..., rotation=..., seed=..."),
+        ("augmented:8,4+minilm", "both '8' and '4'"),
     ],
 )
 def test_a_mistake_in_a_wrapper_is_one_clear_line(given: str, message: str) -> None:
@@ -87,6 +94,12 @@ def test_a_mistake_in_a_wrapper_is_one_clear_line(given: str, message: str) -> N
         canonical(given)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_what_is_judged_is_the_image_itself() -> None:
+    assert without_views(f"augmented:8,flip+{LITE}") == LITE
+    assert without_views(f"frames+{LITE}") == f"frames+{LITE}"
+    assert without_views("minilm") == "minilm"
 
 
 def test_the_modality_of_a_wrapper_is_its_own() -> None:

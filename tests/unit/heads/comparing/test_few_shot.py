@@ -32,7 +32,8 @@ def samples(kind: str = "binary", n: int = 120, split: bool = False) -> Any:
         groups=np.repeat(np.arange(n // 2), 2),
         split=part,
         context=Context(blocks=(6,)),
-        blocks=(SimpleNamespace(fingerprint="f"),),
+        fingerprints=["f"],
+        views=None,
         prompts=None,
         manifest=SimpleNamespace(digest="m"),
         task=Task(kind=kind, targets=("label",), classes=("no", "yes") if kind == "binary" else ()),
@@ -83,7 +84,7 @@ def test_a_curve_is_kept_and_another_option_is_another_curve(tmp_path, monkeypat
     course = lay_course(data, "cv", folds=4, seed=0, draws=2)
     first = few_shot_curve(cell_of("knn"), data, course, tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr("heads.comparing.few_shot.fit_many", lambda *_, **__: pytest.fail("fitted again"))
+        patched.setattr("heads.comparing.few_shot.fit_on", lambda *_, **__: pytest.fail("fitted again"))
         assert few_shot_curve(cell_of("knn"), data, course, tmp_path) == first
     assert few_shot_curve(cell_of("knn", k=1), data, course, tmp_path) != first
     assert len(list((tmp_path / "few_shot").iterdir())) == 2

@@ -41,6 +41,7 @@ def samples(n: int = 160, classes: int = 2, seed: int = 0) -> Any:
         y=y,
         groups=np.arange(n),
         context=Context(blocks=(12,)),
+        views=None,
         task=Task(kind="binary" if classes == 2 else "multiclass", targets=("label",), classes=names),
         rows=lambda split: np.arange(n) if split == "train" else np.arange(0),
     )
@@ -96,15 +97,15 @@ def run(tmp_path):
 
 @pytest.fixture
 def fitted(monkeypatch) -> list[int]:
-    """The number of fits of every call of `fit_many`."""
+    """The number of fits of every call of `fit_on`."""
     calls: list[int] = []
-    real = searching.fit_many
+    real = searching.fit_on
 
-    def counting(jobs, *arguments, **keywords):
+    def counting(data, jobs):
         calls.append(len(jobs))
-        return real(jobs, *arguments, **keywords)
+        return real(data, jobs)
 
-    monkeypatch.setattr(searching, "fit_many", counting)
+    monkeypatch.setattr(searching, "fit_on", counting)
     return calls
 
 

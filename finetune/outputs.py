@@ -1,0 +1,64 @@
+"""What passes between the networks and the objectives: one step's forward pass, and what a loss is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """A batch after its forward pass; rows are the samples of this process, b of them. None: not asked for.
+
+    Attributes
+    ----------
+    vectors
+        Embeddings of the input, in the common space where there is one, not normalised, shape (b, d).
+    texts
+        Those of the samples' texts, shape (b, d).
+    tokens
+        Unpooled embeddings of the input, shape (b, t, c).
+    targets
+        As `data.task` encodes them, shape (b,) or (b, k); NaN or -1 where missing.
+    text_ids
+        Numbers that are equal where texts are, int64, shape (b,).
+    captions
+        Token numbers of the texts, from the beginning of a text to its end, then padding: int64, shape (b, l).
+    caption_mask
+        True where `captions` are no padding, shape (b, l).
+    """
+
+    vectors: Tensor | None = None
+    texts: Tensor | None = None
+    tokens: Tensor | None = None
+    targets: Tensor | None = None
+    text_ids: Tensor | None = None
+    captions: Tensor | None = None
+    caption_mask: Tensor | None = None
+
+
+class Objective(nn.Module):
+    """A loss, with the parameters it learns: a temperature, a classifier, a decoder.
+
+    ``forward(outputs)`` returns a scalar. With several processes the gradients of the loss, averaged over the
+    processes, are those of one process with the joint batch.
+
+    Attributes
+    ----------
+    name
+        As in ``--objective``.
+    needs
+        The fields of `Outputs` that have to be there.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """Return the loss of a batch."""
+        raise NotImplementedError
