@@ -15,6 +15,7 @@ from data.progress import Progress, Silent
 from data.sources import read_manifest
 from data.task import Task
 from featurestore.store import FeatureStore
+from heads.bag_views import view_remark
 from heads.config import EvaluateConfig
 from heads.evaluation.bootstrap import Estimate
 from heads.evaluation.conformal import judge_regions
@@ -28,7 +29,6 @@ from heads.record import RunRecord
 from heads.run import read_trained
 from heads.samples import encode_samples
 from heads.saved import join_inputs, load_head, view_of
-from heads.views import view_remark
 
 
 @dataclass(frozen=True, kw_only=True)

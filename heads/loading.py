@@ -18,6 +18,7 @@ from data.subset import balanced_subset
 from data.task import Task, count_classes, read_task
 from featurestore.store import FeatureStore
 from heads.augmented import find_views, plain_encoders, read_views
+from heads.bag_views import refuse_bag_views
 from heads.bags import Bags
 from heads.base import Head
 from heads.catalog import head_classes, make_head
@@ -29,7 +30,6 @@ from heads.labelled import Labelled, join_features, label
 from heads.mixed import MixedHead
 from heads.prompts import load_prompts, refuse_unaligned
 from heads.samples import encode_samples
-from heads.views import refuse_views
 
 _UNCORRECTED = {"class_weight": None, "pos_weight": None, "sampler": "shuffle"}
 """Parameters of heads against imbalance, and the values that do nothing."""
@@ -45,7 +45,7 @@ def load(config: FitConfig, progress: Progress) -> Labelled:
     parse_rule(config.threshold)
     head = make_head(config.head, task.kind, config.set, config.seed)
     refuse_masked(config, head)
-    refuse_views(config, head.name)
+    refuse_bag_views(config, head.name)
     if config.view is not None:
         manifest.column(config.view)
     if head.needs_prompts and config.prompt_encoder is None:
@@ -253,15 +253,16 @@ def counts(data: Labelled) -> dict[str, Any]:
         found["instances"] = {"total": int(lengths.sum()), "fewest": int(lengths.min()), "most": int(lengths.max())}
     of = data.instances
     if of.offsets is not None:
-        found["bags"] = {
+        bags: dict[str, Any] = {
             "column": data.manifest.roles["bag"],
             "rows": len(of.manifest),
             "fewest": int(of.lengths.min()),
             "most": int(of.lengths.max()),
         }
-    if of.views is not None:
-        names = Counter(name or "none" for name in of.views.tolist())
-        found["views"] = {"column": of.view, "rows": dict(names.most_common())}
+        if of.views is not None:
+            names = Counter(name or "none" for name in of.views.tolist())
+            bags["views"] = {"column": of.view, "rows": dict(names.most_common())}
+        found["bags"] = bags
     return found
 
 

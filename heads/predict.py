@@ -26,6 +26,7 @@ from featurestore.errors import FingerprintMismatch
 from featurestore.extract import extract
 from featurestore.store import FeatureStore
 from heads.artifact import Bundle
+from heads.bag_views import view_remark
 from heads.config import PredictConfig
 from heads.evaluation.decisions import Answering
 from heads.evaluation.scoring import Scores, answers, class_probabilities, scores_of
@@ -43,7 +44,6 @@ from heads.record import RunRecord
 from heads.run import prediction_columns, raw_columns, region_columns, write_table
 from heads.samples import samples_of
 from heads.saved import join_inputs, load_head, view_of
-from heads.views import view_remark
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ from data.errors import ConfigError, did_you_mean
 from data.progress import Progress, Silent
 from featurestore.store import FeatureStore
 from heads.augmented import plain_encoders
+from heads.bag_views import refuse_bag_views
 from heads.catalog import head_class
 from heads.config import FitConfig, PromptOptions, TuneConfig
 from heads.errors import HeadError, RunError
@@ -55,7 +56,6 @@ from heads.tuning.storage import open_study
 from heads.tuning.trials import draw_history, draw_importances, importances, state_of, table_of
 from heads.tuning.verdict import estimate_of, judge_defaults
 from heads.tuning.views import Views, stored_poolings
-from heads.views import refuse_views
 
 MARK, JOURNAL = "tune.yaml", "study.journal"
 
@@ -156,7 +156,7 @@ def ask(config: TuneConfig, progress: Progress) -> Question:
         file=config.space,
     )
     for head in config.head:
-        refuse_views(config, head)
+        refuse_bag_views(config, head)
         if head_class(head, data.task.kind).needs_prompts and config.prompt_encoder is None:
             raise HeadError(f"--head {head} needs the prompts of the classes; add --prompt-encoder")
     remarks = [*data.manifest.remarks, *gate(data, allow=config.allow_leakage)]

@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from data.digest import digest_json
 from data.errors import SplitError
 from data.progress import Progress
+from heads.bag_views import refuse_bag_views
 from heads.catalog import head_class, make_head
 from heads.comparing.suite import Cell
 from heads.config import FitConfig
@@ -29,7 +30,6 @@ from heads.labelled import Labelled
 from heads.loading import few_per_label, few_remarks, gate, load, refuse_masked, refuse_mixed, unused_split
 from heads.record import FILE
 from heads.run import new_run
-from heads.views import refuse_views
 
 FOLDER = "cells"
 ELSEWHERE = "not in every cell of the comparison"
@@ -86,7 +86,7 @@ def load_cells(cells: Sequence[Cell], progress: Progress) -> Rows:
             refuse_mixed("compare", views[key].task)
             head = make_head(cell.config.head, views[key].task.kind, cell.config.set, cell.config.seed)
             refuse_masked(cell.config, head)
-            refuse_views(cell.config, head.name)
+            refuse_bag_views(cell.config, head.name)
         except HeadError as error:
             failed[cell] = str(error)
             continue

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
 
+from heads.bag_views import coded, known_views
 from heads.bags import Bags
 from heads.base import (
     Choice,
@@ -32,7 +33,6 @@ from heads.training.members import Course, center_and_spread, inner_splits, mean
 from heads.training.packed import Sampling, pass_through, train_on_bags
 from heads.training.plan import Fold, Recipe, Regime
 from heads.training.pooling import BagNetwork, Pooling
-from heads.views import coded, known_views
 
 _REGRESSION_LOSSES: dict[str, LossName] = {"huber": "huber", "mse": "squared_error", "mae": "absolute_error"}
 

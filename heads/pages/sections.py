@@ -262,7 +262,7 @@ def data_section(record: RunRecord) -> Html:
         items: list[tuple[str, Content]] = [
             ("A sample is", f"a bag of {sizes} rows, named by column {bags['column']}; {bags['rows']:,} rows in all")
         ]
-        if views := record.counts.get("views"):
+        if views := bags.get("views"):
             shown = ", ".join(f"{name}: {count:,}" for name, count in views["rows"].items())
             items.append(("Views", f"column {views['column']}: {shown}"))
         parts.append(definitions(items))

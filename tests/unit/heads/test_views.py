@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from heads.artifact import load_bundle, save_bundle
+from heads.bag_views import MAX_VIEWS
 from heads.bags import Bags, offsets_of
 from heads.errors import HeadError
 from heads.estimators.attention_mil import AttentionMILClassifier, AttentionMILRegressor
@@ -18,7 +19,6 @@ from heads.size import n_parameters
 from heads.training.packed import Sampling
 from heads.training.pooling import BagNetwork, Pooling
 from heads.training.segments import packed
-from heads.views import MAX_VIEWS
 
 POOLINGS = get_args(Pooling)
 D = 12

@@ -1,7 +1,7 @@
 """Views: what each row of a bag shows, such as the angle of the camera; a head may learn a vector of each.
 
 The names are learned from training rows. A name that was not among them, and none at all, are one view: unknown.
-Bags are not padded, so "no row" is no view.
+Bags are not padded, so "no row" is no view. Augmented views, copies of one picture, are `heads.augmented`'s.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def coded(bags: Bags, known: list[str] | None) -> Bags:
     return bags.with_views(np.array([number.get(str(name), 0) for name in names], dtype=np.int64))
 
 
-def refuse_views(config: FittingConfig, head: str) -> None:
+def refuse_bag_views(config: FittingConfig, head: str) -> None:
     """Raise HeadError where views are named that a head has no use for, or that belong to no bag."""
     if config.view is None:
         return
