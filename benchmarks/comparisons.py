@@ -4,7 +4,7 @@
 
     python benchmarks/comparisons.py --datasets DIR --work DIR [--only SUITE ...]
 
-What is finished in the work directory is not run again.
+What is finished in the work directory is not run again. With --only, the other suites keep their parts of the page.
 """
 
 from __future__ import annotations
@@ -173,6 +173,12 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def parts_of(page: str) -> dict[str, str]:
+    """Return the parts of a page by suite."""
+    _, *parts = page.split("\n## ")
+    return {part.partition("\n")[0]: f"## {part}" for part in parts}
+
+
 def main() -> None:
     """Run all suites and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,7 +186,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES))
     options = parser.parse_args()
-    page = [
+    page = ROOT / "docs" / "comparisons.md"
+    parts = parts_of(page.read_text(encoding="utf-8")) if options.only != list(SUITES) else {}
+    head = [
         "# Comparisons",
         "",
         "Written by `python benchmarks/comparisons.py`: the suites of `benchmarks/suites` on small public data sets,",
@@ -190,8 +198,9 @@ def main() -> None:
         "",
     ]
     for suite in options.only:
-        page += compared(suite, options.datasets.resolve(), options.work.resolve())
-    (ROOT / "docs" / "comparisons.md").write_text("\n".join(page), encoding="utf-8")
+        parts[suite] = "\n".join(compared(suite, options.datasets.resolve(), options.work.resolve()))
+    ordered = [parts[suite] for suite in SUITES if suite in parts]
+    page.write_text("\n".join([*head, *ordered]), encoding="utf-8")
 
 
 if __name__ == "__main__":
