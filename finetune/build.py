@@ -81,6 +81,16 @@ def check_options(config: FinetuneConfig) -> None:
     ConfigError
         If an objective is unknown, or lacks or does not use an option.
     """
+    if config.bag is not None:
+        raise ConfigError(
+            "--bag: samples are trained one by one; keep a study together with --group, and pool it by fit-head on "
+            "features of the encoder that is handed back"
+        )
+    for option in ("text_unfreeze", "text_lr", "dim"):
+        if getattr(config, option) is not None and config.text_encoder is None:
+            raise ConfigError(
+                f"--{option.replace('_', '-')}: is of pairs, and no --text-encoder was named; leave it out"
+            )
     needs = {name: objective_class(name).needs for name in config.objective}
     split_settings(config.set, config.objective)
     for tower in (config.unfreeze, config.text_unfreeze or config.unfreeze):
@@ -232,10 +242,11 @@ def groups_of(config: FinetuneConfig, built: Built) -> list[dict[str, Any]]:
     """
     model, policies = built.model, built.policies
     parts: dict[str, tuple[nn.Module, float]] = {"objectives": (model.objectives, 1.0)}
+    rates = {"tower": config.encoder_lr, "text_tower": config.text_lr or config.encoder_lr}
     for name, policy in policies.items():
         tower: Tower = getattr(model, name)
         policy.apply(tower.network, config.epochs)
-        parts[name] = (tower.network, config.encoder_lr)
+        parts[name] = (tower.network, rates[name])
         if tower.projection is not None:
             parts[f"{name} projection"] = (tower.projection, 1.0)
     decays = dict.fromkeys(policies, config.layer_decay) if config.layer_decay < 1 else {}

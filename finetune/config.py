@@ -57,6 +57,9 @@ class FinetuneConfig(ManifestConfig):
     accumulate: PositiveInt = Field(default=1, description="forward passes per step of the optimizer")
     lr: float = Field(default=1e-3, gt=0, description="peak learning rate of classifiers, projections and decoders")
     encoder_lr: float = Field(default=0.05, gt=0, description="learning rate of the encoders, as a multiple of --lr")
+    text_lr: float | None = Field(
+        default=None, gt=0, description="the same of --text-encoder; default: as --encoder-lr"
+    )
     layer_decay: float = Field(
         default=1.0, gt=0, le=1, description="each block's learning rate as a multiple of the one above it"
     )

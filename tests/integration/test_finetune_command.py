@@ -329,6 +329,9 @@ def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, tmp_path: Pat
         (["--choose", "rocauc"], "classification", "did you mean 'roc_auc'"),
         (["--track", "tensorbord"], "classification", "did you mean 'tensorboard'"),
         (["--text", "caption"], "classification", "leave it out"),
+        (["--bag", "patient"], "classification", "keep a study together with --group"),
+        (["--text-unfreeze", "all"], "classification", "no --text-encoder was named"),
+        (["--text-lr", "0.5"], "classification", "no --text-encoder was named"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(tuned, arguments, objective: str, said: str) -> None:
