@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,9 @@ from torch import nn
 
 from data.errors import ConfigError
 from data.manifest import Modality, Source
+from featurestore.store import FeatureStore
 from featurestore.weights import seeded
+from finetune.aggregator import Aggregate
 from finetune.captions import CaptionTokenizer
 from finetune.config import FinetuneConfig
 from finetune.errors import FinetuneError
@@ -21,6 +23,7 @@ from finetune.objectives.classification import Classification
 from finetune.objectives.weighted import Weighted, parse_weight
 from finetune.outputs import Objective
 from finetune.pairs import number_texts
+from finetune.partial import PartialTower
 from finetune.registry import make_objective, objective_class, split_settings
 from finetune.samples import Samples
 from finetune.towers import Tower, load_tower
@@ -81,11 +84,6 @@ def check_options(config: FinetuneConfig) -> None:
     ConfigError
         If an objective is unknown, or lacks or does not use an option.
     """
-    if config.bag is not None:
-        raise ConfigError(
-            "--bag: samples are trained one by one; keep a study together with --group, and pool it by fit-head on "
-            "features of the encoder that is handed back"
-        )
     for option in ("text_unfreeze", "text_lr", "dim"):
         if getattr(config, option) is not None and config.text_encoder is None:
             raise ConfigError(
@@ -110,6 +108,13 @@ def check_options(config: FinetuneConfig) -> None:
         raise ConfigError(
             f"--text-encoder: nothing of --objective {','.join(config.objective)} reads texts; leave it out"
         )
+    Aggregate.parse(config.aggregate)
+    if config.bag is not None and "captioning" in config.objective:
+        raise ConfigError("--bag: a caption is written from the tokens of one input; leave --bag or captioning out")
+    if config.bag is None and (config.aggregate != "mean" or config.max_views is not None):
+        raise ConfigError("--aggregate and --max-views are for studies of several inputs; name their column with --bag")
+    if config.cache_depth and "masked" in config.objective:
+        raise ConfigError("--cache-depth: masked modelling hides parts of the input itself; leave one of them out")
     if config.warm_start is not None and "classification" not in config.objective:
         raise ConfigError("--warm-start: needs --objective classification, whose classifier begins with that head")
 
@@ -144,6 +149,18 @@ def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> T
     return Towers(tower=tower, text_tower=text_tower)
 
 
+def with_cached_depth(config: FinetuneConfig, towers: Towers, store: FeatureStore) -> Towers:
+    """Return towers of which that of the samples keeps what lies below its lowest trained block in a store.
+
+    Raises
+    ------
+    EncoderError
+        If another policy than ``last:K`` is used, samples are augmented, or the network cannot be cut there.
+    """
+    policy = Policy.parse(config.unfreeze)
+    return replace(towers, tower=PartialTower(towers.tower, policy, store, augmented=bool(config.augment)))
+
+
 def build(config: FinetuneConfig, samples: Samples, towers: Towers, *, device: str) -> Built:
     """Return the network of a run, before any training.
 
@@ -175,13 +192,15 @@ def build(config: FinetuneConfig, samples: Samples, towers: Towers, *, device: s
             _project(tower, text_tower, config.dim)
         captions = _caption_tokenizer(config, text_tower) if "captions" in needed_by(config) else None
         objectives = _objectives(config, samples, tower, captions)
+        aggregator = Aggregate.parse(config.aggregate).make(_dim_of(tower)) if samples.are_studies else None
     if config.warm_start is not None:
         classification = objectives["classification"]
         assert isinstance(classification, Classification)
         assert samples.task is not None  # it is what the classifier learns
         classification.start_from(classifier_from_run(config.warm_start, spec, samples.task))
     weights = {name: parse_weight(weight) for name, weight in config.weight.items()}
-    model = Model(tower, text_tower, Weighted(objectives, weights), device=torch.device(device))
+    made = Weighted(objectives, weights)
+    model = Model(tower, text_tower, made, aggregator=aggregator, device=torch.device(device))
     return Built(
         model=model,
         policies=policies,
@@ -208,6 +227,11 @@ def _project(tower: Tower, text_tower: Tower, dim: int | None) -> None:
         each.projection = nn.Linear(each.dim, dim or DIM, bias=False)
 
 
+def _dim_of(tower: Tower) -> int:
+    """Return the length of a tower's vector behind its projection."""
+    return tower.projection.out_features if isinstance(tower.projection, nn.Linear) else tower.dim
+
+
 def _caption_tokenizer(config: FinetuneConfig, text_tower: Tower | None) -> CaptionTokenizer:
     if text_tower is not None:
         return CaptionTokenizer.of_encoder(text_tower.encoder, text_tower.name)
@@ -219,11 +243,10 @@ def _objectives(
     config: FinetuneConfig, samples: Samples, tower: Tower, captions: CaptionTokenizer | None
 ) -> dict[str, Objective]:
     settings = split_settings(config.set, config.objective)
-    projected = tower.projection.out_features if isinstance(tower.projection, nn.Linear) else tower.dim
     train = samples.data.rows("train")
     given: dict[str, Any] = {
         "task": samples.task,
-        "dim": projected,
+        "dim": _dim_of(tower),
         "targets": samples.data.y[train] if len(train) else samples.data.y,
         "tower": tower,
         "tokenizer": captions,
@@ -241,8 +264,10 @@ def groups_of(config: FinetuneConfig, built: Built) -> list[dict[str, Any]]:
         If nothing is trained.
     """
     model, policies = built.model, built.policies
-    parts: dict[str, tuple[nn.Module, float]] = {"objectives": (model.objectives, 1.0)}
     rates = {"tower": config.encoder_lr, "text_tower": config.text_lr or config.encoder_lr}
+    parts: dict[str, tuple[nn.Module, float]] = {"objectives": (model.objectives, 1.0)}
+    if model.aggregator is not None:
+        parts["aggregator"] = (model.aggregator, 1.0)
     for name, policy in policies.items():
         tower: Tower = getattr(model, name)
         policy.apply(tower.network, config.epochs)

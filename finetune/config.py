@@ -43,6 +43,14 @@ class FinetuneConfig(ManifestConfig):
     dim: PositiveInt | None = Field(
         default=None, description="length of the common space that linear layers map pairs to; default: 512"
     )
+    aggregate: str = Field(
+        default="mean",
+        description="how a study's views become one vector: mean, or transformer[:DEPTH[:HEADS]]",
+    )
+    max_views: PositiveInt | None = Field(
+        default=None,
+        description="views of a study that are used at most: drawn in training, evenly spaced otherwise; default: all",
+    )
     warm_start: Path | None = Field(
         default=None, description="a run of fit-head on the same features whose head the classifier begins with"
     )
@@ -56,7 +64,7 @@ class FinetuneConfig(ManifestConfig):
     batch_size: PositiveInt = Field(default=32, description="samples per forward pass, over all processes")
     accumulate: PositiveInt = Field(default=1, description="forward passes per step of the optimizer")
     lr: float = Field(default=1e-3, gt=0, description="peak learning rate of classifiers, projections and decoders")
-    encoder_lr: float = Field(default=0.05, gt=0, description="learning rate of the encoders, as a multiple of --lr")
+    encoder_lr: float = Field(default=0.05, gt=0, description="learning rate of --encoder, as a multiple of --lr")
     text_lr: float | None = Field(
         default=None, gt=0, description="the same of --text-encoder; default: as --encoder-lr"
     )

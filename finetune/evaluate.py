@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from data.digest import key_bytes
+import numpy as np
+
 from data.errors import LeakageError, SplitError
 from data.progress import Progress, Silent
 from data.task import Task
@@ -12,12 +13,12 @@ from finetune.build import Towers, build, needed_by, text_sources
 from finetune.config import FinetuneConfig
 from finetune.evaluation import measure
 from finetune.feed import Feed
-from finetune.fit import decodable
 from finetune.hand import ENCODER, load_objectives
+from finetune.items import Decoder
 from finetune.outcome import opened
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
-from finetune.samples import Samples, load_samples, store_of
+from finetune.samples import Samples, load_samples, read_rows, store_of
 from finetune.towers import load_tower
 from heads.config import EvaluateConfig
 from heads.evaluate import Evaluation
@@ -52,14 +53,13 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
         )
     store = FeatureStore(store_of(own), create=True)
     task = Task.from_dict(record.task) if record.task else None
-    samples, remarks = load_samples(own, store, progress, task=task, need_train=False)
     device = resolve_device(own.device)
-    modality = samples.data.manifest.modality
     towers = _towers(config, own, record, device)
-    samples, items = decodable(samples, towers, own, progress)
+    manifest, decoder = read_rows(own), Decoder(towers.tower, own.workers, progress)
+    samples, remarks = load_samples(own, manifest, store, decoder, progress, task=task, need_train=False)
     rows = samples.data.rows(config.split) if config.split else samples.data.rows("train")
     if not len(rows):
-        raise SplitError(f"{config.manifest}: column {own.split!r} has no {modality} of split {config.split!r}")
+        raise SplitError(f"{config.manifest}: column {own.split!r} has no usable row of split {config.split!r}")
     warnings = [*remarks, *_trained_on(config, samples, rows.tolist())]
     built = build(own, samples, towers, device=device)
     load_objectives(config.run, built)
@@ -67,7 +67,9 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
         model=built.model,
         feed=Feed(
             tower=towers.tower,
-            items=items,
+            items=decoder.items,
+            items_of=samples.items_of,
+            max_views=own.max_views,
             text_tower=towers.text_tower,
             texts=None if samples.texts is None else text_sources(samples.texts),
             known=built.known,
@@ -103,7 +105,7 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
 def _own(config: EvaluateConfig, record: FinetuneRecord) -> FinetuneConfig:
     """Return the configuration of the run, on other samples."""
     values = dict(record.config)
-    given = {"input": config.input, "id": config.id, "group": config.group, "store": config.store}
+    given = {"input": config.input, "id": config.id, "group": config.group, "bag": config.bag, "store": config.store}
     values |= {name: value for name, value in given.items() if value is not None}
     column = (config.split_column or values.get("split")) if config.split else None
     kept = {"manifest": config.manifest, "split": column, "unfreeze": "none", "text_unfreeze": None, "dim": None}
@@ -129,7 +131,8 @@ def _trained_on(config: EvaluateConfig, samples: Samples, rows: list[int]) -> li
         If there are such rows and that was not allowed.
     """
     trained = read_trained(config.run)
-    shared = [i for i in rows if key_bytes(samples.data.instances.keys[i]) in trained]
+    contents = samples.contents(np.array(rows))
+    shared = [i for i, keys in zip(rows, contents, strict=True) if not trained.isdisjoint(keys)]
     if not shared:
         return []
     examples = ", ".join(samples.data.manifest.ids[i] for i in shared[:3])

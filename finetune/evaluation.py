@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.digest import key_bytes
 from data.errors import ConfigError, did_you_mean
 from data.task import Task
 from finetune.model import Model
@@ -105,7 +104,7 @@ def measure(
             pairs["vectors"],
             pairs["texts"],
             text_ids=number_texts([samples.texts[row] for row in rows]).numpy(),
-            input_ids=[key_bytes(key) for key in samples.data.instances.keys[rows]],
+            input_ids=samples.contents(rows),
             groups=groups,
             n_boot=n_boot,
             seed=seed,
@@ -120,8 +119,8 @@ def measure(
 def _references(samples: Samples, rows: NDArray[np.int64]) -> list[list[str]]:
     """Return the captions of each row: its own, and those of other rows with the same input."""
     assert samples.texts is not None  # there is a decoder that learned from them
-    keys = [key_bytes(samples.data.instances.keys[row]) for row in rows]
-    known: dict[bytes, list[str]] = {}
+    keys = samples.contents(rows)
+    known: dict[tuple[bytes, ...], list[str]] = {}
     for key, row in zip(keys, rows, strict=True):
         known.setdefault(key, []).append(samples.texts[row])
     return [known[key] for key in keys]

@@ -62,6 +62,12 @@ class Feed:
     ----------
     tower, items
         Reads and collates the inputs; the decoded inputs.
+    items_of
+        The positions of a sample's inputs among the items: one, or those of a study's views.
+    max_views
+        Views of a study that are used at most: drawn in training, evenly spaced otherwise; None uses all.
+    seed
+        Of that draw.
     text_tower, texts
         The same of the texts, where an objective needs them as vectors.
     known
@@ -72,21 +78,39 @@ class Feed:
 
     tower: Tower
     items: Items
+    items_of: Callable[[int], NDArray[np.int64]]
     text_tower: Tower | None
     texts: tuple[Source | None, ...] | None
     known: Known
     augment: Callable[[Tensor, int], Tensor] | None = None
+    max_views: int | None = None
+    seed: int = 0
 
     def batch(self, rows: NDArray[np.int64], *, epoch: int | None) -> Batch:
         """Return the batch of some samples; those of an epoch are augmented, each by a seed of its own."""
-        items = self.items[rows]
+        views = [self._views(int(row), epoch) for row in rows]
+        used = np.concatenate(views)
+        items = self.items[used]
         if self.augment is not None and epoch is not None:
-            items = [self.augment(item, seed_of(epoch, int(row))) for item, row in zip(items, rows, strict=True)]
+            items = [self.augment(item, seed_of(epoch, int(at))) for item, at in zip(items, used, strict=True)]
         texts = None
         if self.text_tower is not None and self.texts is not None:
             chosen = [self.texts[row] for row in rows]
             texts = self.text_tower.collate([load_text(source) for source in chosen if source is not None])
-        return Batch(rows=rows, inputs=self.tower.collate(items), texts=texts, known=self.known.of(rows))
+        lengths = torch.tensor([len(each) for each in views])
+        return Batch(rows=rows, inputs=self.tower.collate(items), views=lengths, texts=texts, known=self.known.of(rows))
+
+    def _views(self, row: int, epoch: int | None) -> NDArray[np.int64]:
+        """Return the positions of the inputs of a sample that are used, in their own order."""
+        views = self.items_of(row)
+        if self.max_views is None or len(views) <= self.max_views:
+            return views
+        if epoch is None:
+            chosen = np.linspace(0, len(views) - 1, self.max_views).round().astype(np.int64)
+        else:
+            draw = np.random.default_rng([self.seed, epoch, row])
+            chosen = np.sort(draw.choice(len(views), self.max_views, replace=False))
+        return views[chosen]
 
     def ahead(self, passes: Iterable[NDArray[np.int64]], *, epoch: int | None) -> Iterator[Batch]:
         """Yield the batches of several forward passes, the next one being made while one is used."""

@@ -19,7 +19,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -28,22 +27,23 @@ from contextlib import ExitStack
 import torch
 
 from data.digest import digest_json
+from data.manifest import Manifest
 from data.progress import Progress, Silent
 from featurestore.extract import resolve_device
 from featurestore.store import FeatureStore
 from finetune.batches import steps_of
-from finetune.build import Towers, build, check_options, groups_of, load_towers, text_sources
+from finetune.build import Towers, build, check_options, groups_of, load_towers, text_sources, with_cached_depth
 from finetune.checkpoint import Checkpoints, Progressed
 from finetune.config import FinetuneConfig
 from finetune.evaluation import logged, measure, value_of
 from finetune.feed import Feed
 from finetune.history import History
-from finetune.items import Items, make_augment
+from finetune.items import Decoder, make_augment
 from finetune.loop import Course, Loop
 from finetune.outcome import PLACES, Trained, finish
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
-from finetune.samples import Samples, load_samples, seen_by_head, store_of
+from finetune.samples import load_samples, read_rows, seen_by_head, store_of
 from finetune.tracking import Tracker, check_trackers, open_trackers, tell
 from heads.errors import RunError
 from heads.evaluation.thresholds import parse_rule
@@ -78,11 +78,14 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             _refuse_taken(config)
+        manifest = read_rows(config)
+        towers = load_towers(config, manifest.modality, device=device)
+        run = _identity(config, manifest, towers)
         store = FeatureStore(store_of(config), create=True)
-        samples, remarks = load_samples(config, store, progress)
-    towers = load_towers(config, samples.data.manifest.modality, device=device)
-    run = _identity(config, samples, towers)
-    samples, items = decodable(samples, towers, config, progress)
+        if config.cache_depth:
+            towers = with_cached_depth(config, towers, store)
+        decoder = Decoder(towers.tower, config.workers, progress)
+        samples, remarks = load_samples(config, manifest, store, decoder, progress)
     built = build(config, samples, towers, device=device)
     groups = groups_of(config, built)
     train, choosing = samples.choosing(config.validation_fraction, config.seed)
@@ -93,11 +96,14 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         model=built.model,
         feed=Feed(
             tower=towers.tower,
-            items=items,
+            items=decoder.items,
+            items_of=samples.items_of,
             text_tower=towers.text_tower,
             texts=None if samples.texts is None else text_sources(samples.texts),
             known=built.known,
             augment=make_augment(config.augment, config.seed),
+            max_views=config.max_views,
+            seed=config.seed,
         ),
         accelerator=accelerator,
         batch_size=config.batch_size,
@@ -141,17 +147,6 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         history=history,
     )
     return finish(config, trained, store, remarks=remarks, command=command, started=started, progress=progress)
-
-
-def decodable(samples: Samples, towers: Towers, config: FinetuneConfig, progress: Progress) -> tuple[Samples, Items]:
-    """Decode all samples and return those that can be; the others are listed as dropped, by kind of damage."""
-    workers = (os.cpu_count() or 1) if config.workers == "auto" else config.workers
-    items = Items(towers.tower, samples.sources, workers=workers)
-    failures = items.decode_all(progress)
-    for position, error in failures.items():
-        progress.note(f"{samples.data.manifest.ids[position]}: {error}")
-    kept = [i for i in range(len(samples.data.y)) if i not in failures]
-    return samples.without(failures), items.select(kept) if failures else items
 
 
 def _course(config: FinetuneConfig) -> Course:
@@ -201,8 +196,8 @@ def _claim(config: FinetuneConfig) -> None:
         raise RunError(f"--out {out}: cannot be written: {error.strerror}") from error
 
 
-def _identity(config: FinetuneConfig, samples: Samples, towers: Towers) -> str:
+def _identity(config: FinetuneConfig, manifest: Manifest, towers: Towers) -> str:
     """Return what decides the weights that a run ends with: a stopped one goes on only with the same."""
     options = {name: value for name, value in config.to_dict().items() if name not in PLACES}
     prints = [tower.encoder.spec.fingerprint for tower in towers.by_name.values()]
-    return digest_json([options, samples.data.manifest.digest, prints])
+    return digest_json([options, manifest.digest, prints])

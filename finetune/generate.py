@@ -130,9 +130,8 @@ class Sampling:
         if self.top_p < 1:
             ordered, order = logits.sort(dim=1, descending=True)
             share = ordered.softmax(dim=1)
-            before = share.cumsum(dim=1) - share
-            dropped = (before >= self.top_p).scatter(1, order, before >= self.top_p)
-            logits = logits.masked_fill(dropped, -torch.inf)
+            enough = share.cumsum(dim=1) - share >= self.top_p
+            logits = logits.masked_fill(enough.scatter(1, order, enough), -torch.inf)
         return logits
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 
 from data.manifest import Modality
 from finetune.build import Built
@@ -26,7 +27,7 @@ def hand_back(run: Path, built: Built) -> None:
     if model.text_tower is not None:
         towers["text"] = model.text_tower
     save_encoder(run / ENCODER, towers, similarity=_similarity(built))
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.objectives.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _beside(built).state_dict().items()}
     # Not `save_file`, whose files only their owner can read.
     (run / OBJECTIVES).write_bytes(save(state))
     if built.captions is not None:
@@ -42,7 +43,7 @@ def load_objectives(run: Path, built: Built) -> None:
         If they are missing or do not fit.
     """
     try:
-        built.model.objectives.load_state_dict(load_file(run / OBJECTIVES))
+        _beside(built).load_state_dict(load_file(run / OBJECTIVES))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise RunError(f"{run / OBJECTIVES}: missing or damaged; fine-tune again") from error
 
@@ -63,6 +64,13 @@ def towers_of(run: Path, built: Built) -> Iterator[dict[str, Any]]:
             "modality": spec.modality,
             "pooling": spec.pooling,
         }
+
+
+def _beside(built: Built) -> nn.ModuleDict:
+    """Return what a network has beside its towers."""
+    model = built.model
+    parts: dict[str, nn.Module] = {"objectives": model.objectives}
+    return nn.ModuleDict(parts if model.aggregator is None else {**parts, "aggregator": model.aggregator})
 
 
 def _similarity(built: Built) -> dict[str, float] | None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from data.errors import SampleError
-from data.manifest import Source
+from data.manifest import Manifest, Source
 from data.progress import Progress
 from featurestore.augmentation import Augmentation
 from featurestore.encoder_ids import WrappedId
 from featurestore.errors import UnknownEncoder
 from finetune.batches import seed_of
 from finetune.errors import FinetuneError
+from finetune.partial import PartialTower
 from finetune.towers import Tower
 
 SHARE_OF_MEMORY = 0.25
@@ -41,7 +42,6 @@ class Items:
     def __init__(self, tower: Tower, sources: Sequence[Source], *, workers: int, limit: float | None = None) -> None:
         self._tower, self._sources = tower, sources
         self._limit = _memory() * SHARE_OF_MEMORY if limit is None else limit
-        self._workers = workers
         self._kept: dict[int, Any] = {}
         self._bytes = 0
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
@@ -57,14 +57,6 @@ class Items:
                 self._keep(position, read)
             progress.advance()
         return failures
-
-    def select(self, positions: Sequence[int]) -> Items:
-        """Return some of the samples, under new positions; what is kept stays so."""
-        some = Items(self._tower, [self._sources[i] for i in positions], workers=self._workers, limit=self._limit)
-        for new, old in enumerate(positions):
-            if old in self._kept:
-                some._keep(new, self._kept[old])
-        return some
 
     def __getitem__(self, rows: Iterable[int]) -> list[Any]:
         """Return some samples, in the order given."""
@@ -84,6 +76,38 @@ class Items:
         if self._bytes + taken <= self._limit:
             self._kept[position] = item
             self._bytes += taken
+
+
+class Decoder:
+    """Decodes the rows of a manifest once, and holds what became of them.
+
+    Parameters
+    ----------
+    tower
+        Reads them.
+    workers
+        Threads that decode; ``auto`` is one per core.
+    progress
+        Told how far it is, and what is wrong.
+    """
+
+    def __init__(self, tower: Tower, workers: int | Literal["auto"], progress: Progress) -> None:
+        self._tower = tower
+        self._workers = (os.cpu_count() or 1) if workers == "auto" else workers
+        self._progress = progress
+        self.items: Items
+
+    def __call__(self, manifest: Manifest) -> dict[int, SampleError]:
+        """Decode every row, and return what is wrong with those that cannot be, by position."""
+        sources = [source for source in manifest.sources if source is not None]
+        assert len(sources) == len(manifest), "rows without an input were left out"
+        if isinstance(self._tower, PartialTower):
+            self._tower.fill(sources, workers=self._workers, progress=self._progress)
+        self.items = Items(self._tower, sources, workers=self._workers)
+        failures = self.items.decode_all(self._progress)
+        for position, error in failures.items():
+            self._progress.note(f"{manifest.ids[position]}: {error}")
+        return failures
 
 
 def make_augment(names: Sequence[str], seed: int) -> Callable[[Tensor, int], Tensor] | None:

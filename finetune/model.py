@@ -25,12 +25,15 @@ class Batch:
         Their positions, shape (b,).
     inputs, texts
         What the towers collated; no texts where there is no text tower.
+    views
+        How many of the inputs belong to each sample, int64, shape (b,); 1 where samples are no studies.
     known
         What is known of the samples without a network: targets, numbers and tokens of texts.
     """
 
     rows: NDArray[np.int64]
     inputs: Any
+    views: Tensor
     texts: Any = None
     known: Outputs
 
@@ -44,21 +47,34 @@ class Model(nn.Module):
         Of the samples, and of their texts where an objective needs these as vectors.
     objectives
         By name, and the weight of each in the sum.
+    aggregator
+        Makes one vector of those of a study's views, given how many each has; None where samples are no studies.
     device
         Where it computes.
     """
 
-    def __init__(self, tower: Tower, text_tower: Tower | None, objectives: Weighted, *, device: torch.device) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        text_tower: Tower | None,
+        objectives: Weighted,
+        *,
+        aggregator: nn.Module | None = None,
+        device: torch.device,
+    ) -> None:
         super().__init__()
         self.tower = tower
         self.text_tower = text_tower
         self.objectives = objectives
+        self.aggregator = aggregator
         self.device = device
         self.to(device)
 
     def outputs(self, batch: Batch) -> Outputs:
         """Return what the towers make of a batch, in float32."""
         vectors, tokens = self.tower(batch.inputs)
+        if self.aggregator is not None:
+            vectors = self.aggregator(vectors, batch.views.to(self.device))
         texts = self.text_tower(batch.texts)[0] if self.text_tower is not None else None
         known = {
             each.name: value.to(self.device, non_blocking=True)

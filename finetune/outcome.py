@@ -142,7 +142,8 @@ def _write_tables(
 ) -> None:
     samples, data = trained.samples, trained.samples.data
     rows = data.instances.of(trained.train)
-    truth = truth_columns(samples.task, data.y[trained.train]) if samples.task else {}
+    y = np.repeat(data.y[trained.train], rows.lengths, axis=0)
+    truth = truth_columns(samples.task, y) if samples.task else {}
     keys = [key_hex(key) for key in rows.keys]
     write_table(config.out / TRAINED, {"id": list(rows.manifest.ids), "key": keys, **truth})
     scored = [Judged(split, data.rows(split), each.scores) for split, each in judged.items() if each.scores is not None]
@@ -217,7 +218,9 @@ def opened(
         return None
     options = {name: value for name, value in config.to_dict().items() if name not in PLACES}
     run = digest_json([options, data.manifest.digest])
-    return open_test(store, data.instances.keys[rows], config.target or (config.text or "",), run, command=command)
+    return open_test(
+        store, data.instances.keys[data.instances.at(rows)], config.target or (config.text or "",), run, command=command
+    )
 
 
 def _counts(samples: Samples) -> dict[str, Any]:
@@ -242,6 +245,7 @@ def _parameters(trained: Trained) -> dict[str, dict[str, int]]:
         "projection": model.tower.projection,
         "text encoder": model.text_tower.network if model.text_tower else None,
         "text projection": model.text_tower.projection if model.text_tower else None,
+        "aggregator": model.aggregator,
         **dict(model.objectives.items()),
     }
     found = {}

@@ -66,8 +66,8 @@ def _lead(record: FinetuneRecord) -> str:
     trained = sum(part["trained"] for part in record.parameters.values())
     return (
         f"{trained:,} parameters were trained on {counts['trained']:,} of {counts['samples']:,} samples for "
-        f"{training['epochs']} epochs ({training['steps']:,} steps). Epoch {training['best_epoch']} was the best by "
-        f"{training['chosen_by']} on {counts['choosing']:,} samples ({training['chosen_on']})."
+        f"{training['epochs']} epochs ({training['steps']:,} steps). Epoch {training['best_epoch'] + 1} was the best "
+        f"by {training['chosen_by']} on {counts['choosing']:,} samples ({training['chosen_on']})."
     )
 
 
@@ -92,7 +92,7 @@ def _metrics(metrics: Mapping[str, Mapping[str, Any]]) -> Html:
 def _spoken(name: str) -> str:
     *outer, last = name.split("/")
     where = " ".join(outer[1:]).replace("_", " ")
-    return f"{where}: {metric_name(last)}" if where else metric_name(last)
+    return f"{where[0].upper()}{where[1:]}: {metric_name(last)}" if where else metric_name(last)
 
 
 def _training(record: FinetuneRecord) -> list[tuple[str, Content]]:

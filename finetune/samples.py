@@ -1,12 +1,15 @@
-"""Samples: the rows of a manifest with targets, texts, splits and groups, audited as `fit-head` audits them."""
+"""Samples: the rows of a manifest, or studies of several, with targets, texts, splits and groups.
+
+They are audited as `fit-head` audits them. In the place of features, which there are none of, stands where each
+row is among the decoded items.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +17,23 @@ from numpy.typing import NDArray
 from data.digest import key_bytes
 from data.errors import LeakageError, SampleError, TaskError
 from data.filecache import FileCache
-from data.manifest import Manifest, Source
+from data.manifest import Manifest
 from data.progress import Progress
 from data.sources import read_manifest
 from data.split import holdout
-from data.task import Task, encode_targets, read_task
+from data.task import Task, read_task
 from featurestore.store import FeatureStore
 from finetune.config import FinetuneConfig
 from finetune.errors import FinetuneError
+from heads.bags import Bags
 from heads.inputs import Inputs
-from heads.labelled import Labelled, label
+from heads.labelled import Labelled, label, with_lost_bags
 from heads.loading import gate
 from heads.run import read_trained
+from heads.samples import agreed, encode_samples, positions
+
+Decode = Callable[[Manifest], Mapping[int, SampleError]]
+"""Decodes the inputs of a manifest, and returns what is wrong with those that cannot be, by position."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +43,7 @@ class Samples:
     Attributes
     ----------
     data
-        Targets, splits, groups and the audit. Its features are the samples' own numbers, shape (n, 1): there are none.
+        Targets, splits, groups and the audit; ``X`` holds positions among the decoded items.
     task
         What is predicted; None of pairs without a target.
     texts
@@ -47,20 +55,20 @@ class Samples:
     texts: tuple[str, ...] | None
 
     @property
-    def sources(self) -> list[Source]:
-        """The input of each sample."""
-        return [source for source in self.data.manifest.sources if source is not None]
+    def are_studies(self) -> bool:
+        """Whether a sample may have several inputs."""
+        return isinstance(self.data.X, Bags)
 
-    def without(self, failures: Mapping[int, SampleError]) -> Samples:
-        """Return those that can be decoded; the others are listed as dropped, by the kind of their damage."""
-        data, ids = self.data, self.data.manifest.ids
-        for kind in dict.fromkeys(error.kind for error in failures.values()):
-            bad = {ids[i] for i, error in failures.items() if error.kind == kind}
-            data = data.take(np.flatnonzero([name not in bad for name in data.manifest.ids]), kind)
-        texts = self.texts
-        if texts is not None:
-            texts = tuple(text for i, text in enumerate(texts) if i not in failures)
-        return replace(self, data=data, texts=texts)
+    def items_of(self, row: int) -> NDArray[np.int64]:
+        """Return the positions of a sample's inputs among the decoded items, in the order of the manifest."""
+        X = self.data.X
+        found = X.values[X.offsets[row] : X.offsets[row + 1], 0] if isinstance(X, Bags) else X[row]
+        return found.astype(np.int64)
+
+    def contents(self, rows: NDArray[np.int64]) -> list[tuple[bytes, ...]]:
+        """Return what is equal where the inputs of two samples are."""
+        instances = self.data.instances
+        return [tuple(map(key_bytes, instances.keys[instances.at(np.array([row]))])) for row in rows]
 
     def choosing(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows to train on, and those that choose the epoch: val, or groups held out of train.
@@ -90,7 +98,7 @@ def seen_by_head(config: FinetuneConfig, samples: Samples, choosing: NDArray[np.
         return []
     fitted = read_trained(config.warm_start)
     data = samples.data
-    seen = np.array([key_bytes(key) in fitted for key in data.instances.keys])
+    seen = np.array([not fitted.isdisjoint(keys) for keys in samples.contents(np.arange(len(data.y)))])
     for split in ("val", "test"):
         if seen[rows := data.rows(split)].any():
             raise LeakageError(
@@ -112,22 +120,33 @@ def store_of(config: FinetuneConfig) -> Path:
     return config.store or config.out.absolute().parent / "store"
 
 
+def read_rows(config: FinetuneConfig) -> Manifest:
+    """Return the manifest of a run."""
+    return read_manifest(
+        config.manifest, input=config.input, id=config.id, split=config.split, group=config.group, bag=config.bag
+    )
+
+
 def load_samples(
     config: FinetuneConfig,
+    manifest: Manifest,
     store: FeatureStore,
+    decode: Decode,
     progress: Progress,
     *,
     task: Task | None = None,
     need_train: bool = True,
 ) -> tuple[Samples, list[str]]:
-    """Read a manifest and audit it.
+    """Decode the rows of a manifest and audit them.
 
     Parameters
     ----------
-    config
-        What to read.
+    config, manifest
+        What to read, and its rows.
     store
         Keeps content keys and perceptual hashes.
+    decode
+        Called with the rows whose inputs can be read.
     progress
         Told about reading.
     task
@@ -138,82 +157,93 @@ def load_samples(
     Returns
     -------
     Samples
-        Those that have an input, what their objectives need, and a split.
+        Those that have an input, what their objectives need, and a split; the others are listed as dropped.
     list of str
         What a reader should know of them.
 
     Raises
     ------
     FrostlineError
-        If the manifest or an option is wrong.
+        If a target, a text or a split is wrong.
     LeakageError
         If splits share groups or contents and that was not allowed.
     """
-    manifest = read_manifest(config.manifest, input=config.input, id=config.id, split=config.split, group=config.group)
-    task, y = _targets(config, manifest, task)
-    inputs = _inputs(manifest, store, progress)
-    inputs = _with_texts(inputs, config.text)
-    position = {name: i for i, name in enumerate(manifest.ids)}
-    rows = [position[name] for name in inputs.manifest.ids]
-    stand_in = Task(kind="regression", targets=(config.text or manifest.input,))
-    data = label(manifest, inputs, task or stand_in, y[rows], store, progress, need_train=need_train)
-    remarks = [*data.manifest.remarks, *gate(data, allow=config.allow_leakage)]
-    texts = None
-    if config.text is not None:
-        texts = tuple(text or "" for text in data.manifest.column(config.text))
-    return Samples(data=data, task=task, texts=texts), remarks
-
-
-def _targets(config: FinetuneConfig, manifest: Manifest, task: Task | None) -> tuple[Task | None, Any]:
-    """Return the task and its targets; of pairs without a target none, and a zero for every sample."""
-    if not config.target:
-        return None, np.zeros(len(manifest))
-    if task is not None:
-        return task, encode_targets(task, manifest)
-    task, _ = read_task(manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive)
-    if task.kind == "mixed":
+    if config.target and task is None:
+        task, _ = read_task(
+            manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive
+        )
+    if task is not None and task.kind == "mixed":
         raise TaskError("--target: targets of several kinds cannot be fine-tuned together; name targets of one kind")
-    return task, encode_targets(task, manifest)
+    inputs = _with_texts(_readable(manifest, store, progress), config.text)
+    inputs = replace(inputs, X=np.arange(len(inputs.manifest), dtype=np.float32)[:, None])
+    failures = decode(inputs.manifest)
+    inputs = _left_out(inputs, {i: error.kind for i, error in failures.items()})
+    if manifest.role("bag") is not None:
+        inputs = with_lost_bags(inputs, manifest)
+    stand_in = Task(kind="regression", targets=(config.text or manifest.input,))
+    y = np.zeros(len(inputs.manifest)) if task is None else encode_samples(task, manifest, inputs.manifest)
+    data = label(manifest, inputs, task or stand_in, y, store, progress, need_train=need_train)
+    remarks = [*data.manifest.remarks, *gate(data, allow=config.allow_leakage)]
+    return Samples(data=data, task=task, texts=_texts(config.text, manifest, data)), remarks
 
 
-def _inputs(manifest: Manifest, store: FeatureStore, progress: Progress) -> Inputs:
-    """Return the samples that can be read, with their content keys, and their own numbers in the place of features."""
+def _readable(manifest: Manifest, store: FeatureStore, progress: Progress) -> Inputs:
+    """Return the rows whose inputs can be read, with their content keys."""
     progress.stage("reading content keys", len(manifest))
     keys, unreadable = FileCache(store.files_cache).keys(
         manifest.sources, workers=os.cpu_count() or 1, progress=progress.advance
     )
-    dropped: dict[str, tuple[str, ...]] = {}
-    for i, error in unreadable.items():
-        reason = f"no {manifest.modality}" if manifest.sources[i] is None else error.kind
-        dropped[reason] = (*dropped.get(reason, ()), manifest.ids[i])
-    kept = np.setdiff1d(np.arange(len(manifest)), list(unreadable)).astype(np.int64)
-    if not len(kept):
-        reasons = "; ".join(f"{reason} ({len(ids)})" for reason, ids in dropped.items())
-        raise FinetuneError(f"{manifest.path}: none of {len(manifest)} samples can be read: {reasons}")
-    return Inputs(
-        manifest=manifest.select(kept.tolist()),
-        X=kept[:, None].astype(np.float32),
-        keys=keys[kept],
-        blocks=(),
-        dropped=dropped,
-    )
+    whole = Inputs(manifest=manifest, X=np.zeros((len(manifest), 1), np.float32), keys=keys, blocks=(), dropped={})
+    reasons = {
+        i: f"no {manifest.modality}" if manifest.sources[i] is None else error.kind for i, error in unreadable.items()
+    }
+    return _left_out(whole, reasons)
 
 
 def _with_texts(inputs: Inputs, column: str | None) -> Inputs:
-    """Return the samples that have a text."""
-    if column is None:
+    """Return the rows that have a text; those of a study may take that of another row of it."""
+    if column is None or inputs.manifest.role("bag") is not None:
         return inputs
     texts = inputs.manifest.column(column)
-    empty = [i for i, text in enumerate(texts) if not (text or "").strip()]
-    if not empty:
+    return _left_out(inputs, {i: "no text" for i, text in enumerate(texts) if not (text or "").strip()})
+
+
+def _left_out(inputs: Inputs, reasons: Mapping[int, str]) -> Inputs:
+    """Return the inputs without some rows, which are listed by reason.
+
+    Raises
+    ------
+    FinetuneError
+        If none is left.
+    """
+    if not reasons:
         return inputs
-    kept = np.setdiff1d(np.arange(len(texts)), empty)
+    kept = np.setdiff1d(np.arange(len(inputs.manifest)), list(reasons))
+    dropped = dict(inputs.dropped)
+    for i, reason in sorted(reasons.items()):
+        dropped[reason] = (*dropped.get(reason, ()), inputs.manifest.ids[i])
     if not len(kept):
-        raise FinetuneError(f"{inputs.manifest.path}: column {column!r} is empty in every row")
-    return replace(
-        inputs,
-        manifest=inputs.manifest.select(kept.tolist()),
-        X=inputs.X[kept],
-        keys=inputs.keys[kept],
-        dropped={**inputs.dropped, "no text": tuple(inputs.manifest.ids[i] for i in empty)},
-    )
+        why = "; ".join(f"{reason} ({len(ids)})" for reason, ids in dropped.items())
+        raise FinetuneError(f"{inputs.manifest.path}: no sample is left that can be trained on: {why}")
+    assert isinstance(inputs.X, np.ndarray)
+    manifest = inputs.manifest.select(kept.tolist())
+    return replace(inputs, manifest=manifest, X=inputs.X[kept], keys=inputs.keys[kept], dropped=dropped)
+
+
+def _texts(column: str | None, manifest: Manifest, data: Labelled) -> tuple[str, ...] | None:
+    """Return the text of each sample; that of a study is that of all its rows."""
+    if column is None:
+        return None
+    cells = [" ".join((text or "").split()) for text in manifest.column(column)]
+    if manifest.role("bag") is None:
+        return tuple((text or "").strip() for text in data.manifest.column(column))
+    texts = agreed(manifest, column, np.array(cells, dtype=object), known=np.array([bool(text) for text in cells]))
+    rows = positions(manifest, data.instances.manifest)[data.instances.first]
+    found = tuple(str(texts[row]) for row in rows)
+    empty = [name for name, text in zip(data.manifest.ids, found, strict=True) if not text]
+    if empty:
+        raise FinetuneError(
+            f"{manifest.path}: no row of {len(empty)} studies has a text in column {column!r} (first: {empty[0]}); "
+            f"leave these out"
+        )
+    return found

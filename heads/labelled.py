@@ -155,10 +155,10 @@ def join_features(
         workers=os.cpu_count() or 1,
         progress=progress,
     )
-    return inputs if manifest.role("bag") is None else _with_lost_bags(inputs, manifest)
+    return inputs if manifest.role("bag") is None else with_lost_bags(inputs, manifest)
 
 
-def _with_lost_bags(inputs: Inputs, manifest: Manifest) -> Inputs:
+def with_lost_bags(inputs: Inputs, manifest: Manifest) -> Inputs:
     """Return the inputs with what was dropped told apart: rows of bags that go on, and bags without any row left."""
     left = set(inputs.manifest.role("bag") or ())
     lost = tuple(name for name in bags_of(manifest)[1] if name not in left)

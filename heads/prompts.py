@@ -31,7 +31,7 @@ from featurestore.store import FeatureStore
 from heads.config import PromptOptions
 from heads.context import Context
 from heads.errors import BundleError, HeadError
-from heads.inputs import Block, block_of
+from heads.inputs import Block, block_of, stored_id
 
 Average = Literal["mean", "renormalized"]
 Control = Literal["none", "zero", "shuffled"]
@@ -273,10 +273,10 @@ def _encoded(store: FeatureStore, encoder: str, texts: Sequence[str], progress: 
     if features is None:
         name, chosen = canonical(encoder), {}
     else:
-        name, chosen = (
-            features.names[0],
-            {key: getattr(features.spec, key) for key in ("pooling", "precision", "dtype")},
-        )
+        # A fine-tuned encoder may have moved, and have its former path among its names.
+        asked = stored_id(encoder)
+        name = asked if asked in features.names else features.names[0]
+        chosen = {key: getattr(features.spec, key) for key in ("pooling", "precision", "dtype")}
     with tempfile.TemporaryDirectory(prefix="frostline-prompts-") as folder:
         table = Path(folder) / "prompts.jsonl"
         rows = (json.dumps({"id": f"prompt {i}", "text": text}) for i, text in enumerate(texts))

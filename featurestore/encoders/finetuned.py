@@ -25,6 +25,7 @@ from data.digest import digest_json
 from data.manifest import Modality
 from featurestore.catalog import HANDED_BACK, load_encoder
 from featurestore.encoder import Embeddings, Encoder, EncoderOptions
+from featurestore.encoder_ids import WrappedId
 from featurestore.encoders._projection import Layer, make_projection
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
 from featurestore.image_encoder import ImageEncoder
@@ -104,8 +105,9 @@ def load(name: str, options: EncoderOptions) -> Encoder:
     name
         The folder.
     options
-        As of the base encoder; ``auto`` pooling is the one that was trained, which the projection belongs to. Other
-        poolings are read off the trained network and are not projected.
+        As of the base encoder; ``auto`` pooling is the one that was trained. Where training has made a space of its
+        own, by a projection or for a pair of towers, that is called ``native``. Other poolings are read off the trained
+        network as they are.
 
     Raises
     ------
@@ -121,22 +123,19 @@ def load(name: str, options: EncoderOptions) -> Encoder:
     trained = _read(encoder_id, folder)
     modality = _modality(encoder_id, trained, options)
     tower = trained.towers[modality]
-    made = _base(encoder_id, tower, replace(_with_pooling(options, tower.pooling), modality=modality))
-    members = made.encoders if isinstance(made, Together) else (made,)
+    own = "native" if tower.projection or len(trained.towers) > 1 else tower.pooling
+    made = _base(encoder_id, tower, replace(_of_base(options, tower.pooling, own), modality=modality))
+    members = cast("tuple[_Trainable, ...]", made.encoders if isinstance(made, Together) else (made,))
     state = load_weights(folder / f"{modality}.safetensors") if tower.changed else {}
     _refuse_other_names(encoder_id, state)
+    _require_base(encoder_id, tower, members[0].spec)
+    # Members of several have one network: texts cut, and in pieces.
+    _replace_weights(encoder_id, tower, members[0], _part(state, NETWORK))
     projection = make_projection(tower.projection, _part(state, PROJECTION), path=folder, device=options.device)
     similarity = trained.similarity if modality == "text" else None
     for encoder in members:
-        assert isinstance(encoder, _Trainable)  # `_base` refuses others
-        _require_base(encoder_id, tower, encoder.levels)
-        # Both members of a pair of texts, cut and in pieces, have one network.
-        if encoder is members[0]:
-            _replace_weights(encoder_id, tower, encoder, _part(state, NETWORK))
-        _retrain(encoder, tower, projection, similarity)
-    if isinstance(made, Together):
-        return Together(members)
-    return made
+        _follow(encoder, tower, own, projection, similarity)
+    return Together(members) if isinstance(made, Together) else made
 
 
 def identity(spec: EncoderSpec) -> str:
@@ -176,21 +175,24 @@ def _modality(encoder_id: str, trained: Trained, options: EncoderOptions) -> Mod
     return options.modality or towers[0]
 
 
-def _with_pooling(options: EncoderOptions, pooling: str) -> EncoderOptions:
-    """Return the options with the trained pooling in the place of ``auto``."""
+def _of_base(options: EncoderOptions, pooling: str, own: str) -> EncoderOptions:
+    """Return the options with the base's name of the trained pooling in the place of ``auto`` and its own name."""
 
     def named(asked: str) -> str:
         plain = asked.removesuffix(CHUNKS)
-        return pooling.removesuffix(CHUNKS) + CHUNKS if plain != asked and plain == "auto" else asked
+        return pooling.removesuffix(CHUNKS) + asked[len(plain) :] if plain in ("auto", own) else asked
 
-    return replace(
-        options,
-        pooling=pooling if options.pooling == "auto" else named(options.pooling),
-        also=tuple(pooling if each == "auto" else named(each) for each in options.also),
-    )
+    first = pooling if options.pooling == "auto" else named(options.pooling)
+    return replace(options, pooling=first, also=tuple(map(named, options.also)))
 
 
 def _base(encoder_id: str, tower: TrainedTower, options: EncoderOptions) -> _Trainable | Together:
+    # A folder that somebody else has written must not choose code to run.
+    if (WrappedId.parse(tower.encoder) or tower.encoder.startswith("py:")) and not options.trust_remote_code:
+        raise EncoderError(
+            f"{encoder_id}: its base encoder {tower.encoder} runs code that this folder names; allow it with "
+            f"--trust-remote-code if you know it"
+        )
     try:
         made = load_encoder(tower.encoder, options)
     except EncoderError as error:
@@ -201,8 +203,8 @@ def _base(encoder_id: str, tower: TrainedTower, options: EncoderOptions) -> _Tra
     return cast("_Trainable | Together", made)
 
 
-def _require_base(encoder_id: str, tower: TrainedTower, levels: tuple[EncoderSpec, ...]) -> None:
-    found = identity(levels[0])
+def _require_base(encoder_id: str, tower: TrainedTower, spec: EncoderSpec) -> None:
+    found = identity(spec)
     if found != tower.base:
         raise WeightsUnavailable(
             f"{encoder_id}: was trained from weights {tower.base[:12]} of {tower.encoder}, which now has {found[:12]}; "
@@ -233,23 +235,25 @@ def _replace_weights(encoder_id: str, tower: TrainedTower, encoder: _Trainable, 
         )
 
 
-def _retrain(
+def _follow(
     encoder: _Trainable,
     tower: TrainedTower,
+    own: str,
     projection: tuple[nn.Module, Mapping[str, Any]] | None,
     similarity: Mapping[str, float] | None,
 ) -> None:
-    """Give an encoder whose weights were replaced its new identity, projection and similarity."""
-    trained = tower.pooling.removesuffix(CHUNKS)
-    projected = [level.pooling.removesuffix(CHUNKS) == trained for level in encoder.levels]
-    own = getattr(encoder, "similarity", None)
+    """Give an encoder whose weights were replaced its projection, its similarity and its new identity."""
+    trained = [level.pooling.removesuffix(CHUNKS) == tower.pooling.removesuffix(CHUNKS) for level in encoder.levels]
+    differs = similarity is not None and similarity != getattr(encoder, "similarity", None)
 
-    def named(level: EncoderSpec, *, is_projected: bool) -> EncoderSpec:
+    def named(level: EncoderSpec, *, is_trained: bool) -> EncoderSpec:
         architecture = dict(level.architecture)
-        if similarity is not None and similarity != own:
+        if differs:
             # It is no part of a vector's value, but is kept with the vectors, so each has its own.
-            architecture["similarity"] = dict(similarity)
-        if projection is not None and is_projected:
+            architecture["similarity"] = similarity
+        if is_trained:
+            level = replace(level, pooling=own + CHUNKS * level.pooling.endswith(CHUNKS))
+        if is_trained and projection is not None:
             described = dict(projection[1])
             architecture["projection"] = [*architecture.get("projection", []), described]
             level = replace(level, layer="projection", dim=described["dim"])
@@ -258,10 +262,11 @@ def _retrain(
     def after(made: tuple[Embeddings, ...]) -> tuple[Embeddings, ...]:
         if projection is None:
             return made
-        module = projection[0]
-        return tuple(module(each) if is_projected else each for each, is_projected in zip(made, projected, strict=True))
+        return tuple(
+            projection[0](each) if is_trained else each for each, is_trained in zip(made, trained, strict=True)
+        )
 
-    levels = tuple(named(level, is_projected=each) for level, each in zip(encoder.levels, projected, strict=True))
-    encoder.followed_by(after, levels)
+    levels = [named(level, is_trained=each) for level, each in zip(encoder.levels, trained, strict=True)]
+    encoder.followed_by(after, tuple(levels))
     if isinstance(encoder, TextEncoder):
         encoder.similarity = similarity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from data.errors import ConfigError
 from finetune.captions import CaptionTokenizer
 from finetune.decoder import CaptionDecoder
 from finetune.gather import joint_mean
-from finetune.generate import beam_search
+from finetune.generate import beam_search, greedy
 from finetune.outputs import Objective, Outputs
 from heads.params import Count, Fraction
 
@@ -97,11 +98,13 @@ class Captioning(Objective):
         assert outputs.tokens is not None
         assert outputs.captions is not None
         assert outputs.caption_mask is not None
-        logits = self.decoder(outputs.captions[:, :-1], outputs.tokens)
-        real = outputs.caption_mask[:, 1:]
+        # Rows are as wide as the longest caption of all, and there is nothing to learn behind that of the batch.
+        width = max(2, int(outputs.caption_mask.sum(dim=1).max()))
+        captions, real = outputs.captions[:, :width], outputs.caption_mask[:, 1:width]
+        logits = self.decoder(captions[:, :-1], outputs.tokens)
         total = cross_entropy(
             logits.float().flatten(0, 1),
-            outputs.captions[:, 1:].masked_fill(~real, _IGNORED).flatten(),
+            captions[:, 1:].masked_fill(~real, _IGNORED).flatten(),
             ignore_index=_IGNORED,
             label_smoothing=self.label_smoothing,
             reduction="sum",
@@ -110,12 +113,8 @@ class Captioning(Objective):
 
     def write(self, tokens: Tensor) -> list[str]:
         """Return a caption for each input, of the encoder's tokens, shape (b, t, c); in eval mode."""
-        made = beam_search(
-            self.decoder,
-            tokens,
-            self.tokenizer.special,
-            max_length=self.tokenizer.max_length,
-            beams=self.beams,
-            length_penalty=self.length_penalty,
-        )
+        search = greedy
+        if self.beams > 1:
+            search = partial(beam_search, beams=self.beams, length_penalty=self.length_penalty)
+        made = search(self.decoder, tokens, self.tokenizer.special, max_length=self.tokenizer.max_length)
         return self.tokenizer.decode(made.ids)

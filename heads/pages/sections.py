@@ -18,7 +18,9 @@ from heads.record import SPLITS, RunRecord
 SPLIT_NAMES = {"cv": "Cross-validation", "val": "Validation", "test": "Test"}
 _ABBREVIATIONS = {
     "roc": "ROC", "auc": "AUC", "f1": "F1", "ppv": "PPV", "npv": "NPV", "mcc": "MCC", "ece": "ECE", "mae": "MAE",
-    "mse": "MSE", "rmse": "RMSE", "r2": "R²", "r": "r", "cohen": "Cohen's",
+    "mse": "MSE", "rmse": "RMSE", "r2": "R²", "r": "r", "cohen": "Cohen's", "mrr": "MRR",
+    "map": "MAP", "bleu4": "BLEU-4", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
+    "ndcg@1": "NDCG@1", "ndcg@5": "NDCG@5", "ndcg@10": "NDCG@10",
 }  # fmt: skip
 _KINDS = {
     "binary": "to tell {negative} from {positive}",

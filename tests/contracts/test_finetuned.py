@@ -89,11 +89,8 @@ def test_a_trained_tower_comes_back_as_an_encoder(
     base = tower.encoder.spec
     assert encoder.spec.fingerprint != base.fingerprint
     assert (encoder.spec.dim, encoder.spec.layer) == (5, "projection")
-    assert (encoder.spec.preprocess, encoder.spec.family, encoder.spec.pooling) == (
-        base.preprocess,
-        base.family,
-        base.pooling,
-    )
+    assert (encoder.spec.preprocess, encoder.spec.family) == (base.preprocess, base.family)
+    assert encoder.spec.pooling == "native"
     item, own = encoder.read(sources[0]), tower.read(sources[0])
     assert torch.equal(item, own) if isinstance(item, Tensor) else item == own
     # Only what differs is written.
@@ -181,7 +178,7 @@ def test_other_poolings_are_read_off_the_trained_network_unprojected(
     save_encoder(tmp_path / "encoder", {"text": tower}, similarity=None)
     options = EncoderOptions(pooling="auto", also=("mean", "tokens"))
     encoder: Any = load_encoder(str(tmp_path / "encoder"), options)
-    assert [(each.pooling, each.dim) for each in encoder.levels] == [("cls", 5), ("mean", 32), ("tokens", 32)]
+    assert [(each.pooling, each.dim) for each in encoder.levels] == [("native", 5), ("mean", 32), ("tokens", 32)]
     batch = encoder.collate([encoder.read(source) for source in texts])
     cls, mean, tokens = encoder.encode_levels(batch)
     torch.testing.assert_close(mean, torch.stack([each.mean(0) for each in tokens]), atol=1e-6, rtol=0)
@@ -189,6 +186,9 @@ def test_other_poolings_are_read_off_the_trained_network_unprojected(
     torch.testing.assert_close(cls, tower.projection(first).detach(), atol=1e-6, rtol=0)
     alone = load_encoder(str(tmp_path / "encoder"), replace(options, pooling="tokens", also=()))
     assert alone.spec == encoder.levels[2]
+    assert load_encoder(str(tmp_path / "encoder"), EncoderOptions(pooling="native")).spec == encoder.spec
+    with pytest.raises(EncoderError, match="no pooling 'cls'; it gives native"):
+        load_encoder(str(tmp_path / "encoder"), EncoderOptions(pooling="cls"))
 
 
 def test_it_can_be_trained_further_and_wrapped(
@@ -291,6 +291,17 @@ def test_a_base_that_is_gone_or_another_is_refused(saved: Path, zoo: Any) -> Non
     tower["encoder"] = "hf:/no/such/folder"
     (saved / "encoder.json").write_text(json.dumps(description))
     assert "its base encoder cannot be loaded: hf:/no/such/folder: no folder" in refusal(saved, UnknownEncoder)
+
+
+@pytest.mark.parametrize("form", ["py:{}:make", "frames+py:{}:make"])
+def test_a_folder_does_not_choose_code_to_run(form: str, saved: Path) -> None:
+    (saved / "evil.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\nmake = None\n")
+    description = json.loads((saved / "encoder.json").read_text())
+    description["towers"]["text"]["encoder"] = form.format(saved / "evil.py")
+    (saved / "encoder.json").write_text(json.dumps(description))
+    message = refusal(saved, EncoderError)
+    assert "runs code that this folder names; allow it with --trust-remote-code" in message
+    assert not (saved / "ran").exists()
 
 
 def test_what_cannot_be_handed_back_is_refused_and_nothing_is_overwritten(zoo: Any, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from featurestore.catalog import load_encoder
 from featurestore.config import ExtractConfig
 from featurestore.encoder import EncoderOptions
 from featurestore.extract import extract
+from finetune.handback import save_encoder
+from finetune.towers import load_tower
 from heads.config import FitConfig, PredictConfig, ZeroShotConfig
 from heads.errors import HeadError
 from heads.loading import load
@@ -169,6 +171,28 @@ def test_several_templates_are_averaged_as_clip_does(checkpoint, run, images) ->
         logits = SCALE * (model.encode_image(pictures, normalize=True) @ weights)
     assert np.allclose(probability, softmax(logits.double().numpy(), axis=1), atol=1e-5)
     assert record.prompts["average"] == "renormalized"
+
+
+def test_a_pair_that_was_fine_tuned_uses_its_own_space_and_scale(zoo, run, images, tmp_path) -> None:
+    """A BERT and a ViT, with linear layers into a common space, as one folder."""
+    towers = {}
+    for kind, modality in (("vit", "image"), ("bert", "text")):
+        towers[modality] = load_tower(f"hf:{zoo(kind)}", modality=modality, device="cpu")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            towers[modality].projection = torch.nn.Linear(32, 6, bias=False)
+    save_encoder(tmp_path / "encoder", towers, similarity={"scale": 7.5})
+    record, _, probability = run(str(tmp_path / "encoder"), template=("a small {finding}",))
+
+    texts = [Source("text", text=f"a small {name}") for name in CLASSES]
+    with torch.no_grad():
+        vectors = [
+            torch.nn.functional.normalize(tower(tower.collate([tower.read(source) for source in sources]))[0])
+            for tower, sources in ((towers["image"], images), (towers["text"], texts))
+        ]
+    logits = 7.5 * vectors[0] @ vectors[1].T
+    assert np.allclose(probability, softmax(logits.double().numpy(), axis=1), atol=1e-5)
+    assert (record.prompts["logit_scale"], record.prompts["logit_bias"]) == (7.5, None)
 
 
 def test_the_second_run_loads_no_encoder_and_says_the_same(checkpoint, run, monkeypatch) -> None:

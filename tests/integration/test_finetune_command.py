@@ -71,10 +71,17 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(frostline, clip: str, pairs: Path, tmp_path: Path):
     """Return a function that fine-tunes: (result, run)."""
 
-    def run(*arguments: object, out: str = "run", epochs: int = 2, objective: str = "classification"):
+    def run(
+        *arguments: object,
+        out: str = "run",
+        epochs: int = 2,
+        objective: str = "classification",
+        manifest: Path = pairs,
+    ):
         folder = tmp_path / out
-        command = ["finetune", pairs, "--input", "path", "--encoder", clip, "--split", "split", "--group", "patient"]
-        target = ["--target", "label"] if "classification" in objective else []
+        command = ["finetune", manifest, "--input", "path", "--encoder", clip, "--split", "split", "--group", "patient"]
+        named = "--target" in arguments or "classification" not in objective
+        target = [] if named else ["--target", "label"]
         options = ["--objective", objective, "--epochs", epochs, "--batch-size", 8, "--bootstrap", 20, "--out", folder]
         return frostline(*command, *target, *options, *arguments), folder
 
@@ -293,6 +300,47 @@ def test_several_objectives_are_summed(tuned, clip: str) -> None:
     assert history["train/loss"] == pytest.approx(total, rel=1e-6)
 
 
+def test_a_cached_depth_trains_the_same_upper_blocks(tuned, frostline, tmp_path: Path) -> None:
+    options = ["--unfreeze", "last:1", "--lr", "0.01"]
+    _, whole = tuned(*options, out="whole")
+    result, cached = tuned(*options, "--cache-depth", out="cached")
+    assert result.code == 0, result.err
+    assert_same_weights(whole, cached, within=2e-5)
+    (kept,) = frostline("store", "ls", tmp_path / "store", "--json").json
+    assert "up to block 1" in kept["names"][0]
+    assert record_of(cached)["inputs"][0]["fingerprint"] == record_of(whole)["inputs"][0]["fingerprint"]
+    refused, _ = tuned(*options, "--cache-depth", "--augment", "flip", out="augmented")
+    assert refused.code == 2
+    assert "augment" in refused.error
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "transformer:1:4"])
+def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, aggregate: str) -> None:
+    """Two pictures of a patient are a study here, whose colour is that of its first: every second row says nothing."""
+    with pairs.open() as file:
+        rows = list(csv.DictReader(file))
+    studies = pairs.parent / "studies.csv"
+    with studies.open("w", newline="") as file:
+        table = csv.DictWriter(file, [*rows[0], "grade"])
+        table.writeheader()
+        for i, row in enumerate(rows):
+            table.writerow({**row, "grade": "" if i % 2 else ["high", "low"][i // 2 % 2]})
+    options = ["--bag", "patient", "--aggregate", aggregate, "--max-views", 1, "--unfreeze", "last:1"]
+    result, run = tuned(*options, "--target", "grade", manifest=studies)
+    assert result.code == 0, result.err
+    record = record_of(run)
+    assert record["counts"]["splits"]["test"]["samples"] == 4
+    assert record["counts"]["dropped"]["bags without a row"]["ids"] == ["p99"]
+    assert ("aggregator" in record["parameters"]) == (aggregate != "mean")
+    with (run / "predictions.csv").open() as file:
+        assert {row["id"] for row in csv.DictReader(file) if row["split"] == "test"} == {"p16", "p17", "p18", "p19"}
+    again = frostline("evaluate", run, studies, "--split", "test", "--bootstrap", 20, "--json")
+    assert again.code == 0, again.err
+    assert again.json["metrics"]["log_loss"]["value"] == pytest.approx(
+        record["metrics"]["test"]["log_loss"]["value"], abs=1e-5
+    )
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, tmp_path: Path) -> None:
     options = ["--text", "caption", "--text-encoder", clip, "--unfreeze", "last:1", "--lr", "0.01"]
@@ -329,7 +377,6 @@ def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, tmp_path: Pat
         (["--choose", "rocauc"], "classification", "did you mean 'roc_auc'"),
         (["--track", "tensorbord"], "classification", "did you mean 'tensorboard'"),
         (["--text", "caption"], "classification", "leave it out"),
-        (["--bag", "patient"], "classification", "keep a study together with --group"),
         (["--text-unfreeze", "all"], "classification", "no --text-encoder was named"),
         (["--text-lr", "0.5"], "classification", "no --text-encoder was named"),
     ],

@@ -212,6 +212,14 @@ def test_padding_changes_nothing() -> None:
         torch.testing.assert_close(parameter.grad[same], gradient[same], atol=1e-6, rtol=1e-4)
 
 
+def test_nothing_is_computed_behind_the_longest_caption_of_a_batch() -> None:
+    objective, (ids, mask), memory = captioning(), make_captions(3), make_tokens(3)
+    widths: list[int] = []
+    objective.decoder.register_forward_pre_hook(lambda _, given: widths.append(given[0].shape[1]))
+    objective(outputs(torch.nn.functional.pad(ids, (0, 90)), torch.nn.functional.pad(mask, (0, 90)), memory))
+    assert widths == [8]
+
+
 def test_a_sample_without_a_caption_has_no_part() -> None:
     objective, (ids, mask), memory = captioning(), make_captions(3), make_tokens(3)
     mask[1] = False
