@@ -6,6 +6,8 @@ train all, train last:1
     What a step of `frostline finetune` does, decoding left out: pictures are in memory, nothing is saved or judged.
 extract
     `frostline extract` into a new store, decoding and writing included.
+train last:1, what is below cached
+    The same steps with ``--cache-depth``, the store filled before.
 
 Each in fp32 and in mixed precision: fp16 on a GPU, bf16 on the CPU, where it need not be faster. Without ``--encoder``
 a ViT-B/16 on a GPU and a tiny ViT on the CPU; weights are random and seeded. Peak memory is what torch took of the
@@ -39,18 +41,19 @@ from data.progress import Silent
 from featurestore.config import ExtractConfig
 from featurestore.extract import prepare, run
 from featurestore.store import FeatureStore
-from finetune.build import build, groups_of, load_towers
+from finetune.build import build, groups_of, load_towers, with_cached_depth
 from finetune.checkpoint import Checkpoints, Progressed
 from finetune.config import FinetuneConfig
 from finetune.feed import Feed
-from finetune.items import Items
+from finetune.items import Decoder
 from finetune.loop import Course, Loop
 from finetune.runner import Runner, make_accelerator
-from finetune.samples import load_samples
+from finetune.samples import load_samples, read_rows
 
 LARGE, SMALL = "timm:vit_base_patch16_224/random:0", "timm:test_vit/random:0"
 SIDE = 256
 POLICIES = ("all", "last:1")
+CACHED = "train last:1, fp32, what is below cached"
 MEGA = 1e6
 
 
@@ -109,28 +112,39 @@ class Contest:
         for policy in POLICIES:
             for amp in ("no", self.mixed):
                 made[f"train {policy}, {_said(amp)}"] = lambda policy=policy, amp=amp: self.trains(policy, amp)
+        made[CACHED] = lambda: self.trains(POLICIES[-1], "no", cached=True)
         for precision in ("fp32", self.mixed):
             made[f"extract, {precision}"] = lambda precision=precision: self.extracts(precision)
         return made
 
-    def trains(self, policy: str, amp: str) -> Callable[[], object]:
+    def trains(self, policy: str, amp: str, *, cached: bool = False) -> Callable[[], object]:
         """Return an epoch of training."""
         options: dict[str, Any] = {"input": "path", "target": "label", "split": "split", "encoder": self.encoder}
         options |= {"objective": "classification", "unfreeze": policy, "amp": amp, "batch_size": self.batch_size}
+        options |= {"cache_depth": cached}
         config = FinetuneConfig.build(
             {**options, "manifest": self.manifest, "out": self.folder / "run"}, where="the benchmark"
         )
         accelerator = make_accelerator(torch.device(self.device), amp)
         store = FeatureStore(self.folder / "store", create=True)
-        samples, _ = load_samples(config, store, Silent())
-        towers = load_towers(config, "image", device=self.device)
-        items = Items(towers.tower, samples.sources, workers=4)
-        items.decode_all(Silent())
+        manifest = read_rows(config)
+        towers = load_towers(config, manifest.modality, device=self.device)
+        if cached:
+            towers = with_cached_depth(config, towers, store)
+        decoder = Decoder(towers.tower, config.workers, Silent())
+        samples, _ = load_samples(config, manifest, store, decoder, Silent())
         built = build(config, samples, towers, device=self.device)
         groups = groups_of(config, built)
         runner = Runner(
             model=built.model,
-            feed=Feed(tower=towers.tower, items=items, text_tower=None, texts=None, known=built.known),
+            feed=Feed(
+                tower=towers.tower,
+                items=decoder.items,
+                items_of=samples.items_of,
+                text_tower=None,
+                texts=None,
+                known=built.known,
+            ),
             accelerator=accelerator,
             batch_size=self.batch_size,
             last_step=0,
@@ -237,6 +251,10 @@ def results_of(found: dict[str, Measured], samples: int, mixed: str, device: str
         lines.append(Result(f"{what}, {mixed} against fp32", ratio, "x faster", target, at_least=True))
         if plain.memory:
             lines.append(Result("  its memory", max(fast.memory) / max(plain.memory), "of fp32"))
+    pairs = zip(found[f"train {POLICIES[-1]}, fp32"].laps, found[CACHED].laps, strict=True)
+    lines.append(
+        Result("train last:1, cached against whole", statistics.median(a.wall / b.wall for a, b in pairs), "x")
+    )
     return lines
 
 
