@@ -61,7 +61,7 @@ def test_its_comment_names_its_columns_and_its_own_path(path: Path) -> None:
     comment = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
     config = read(path)
     (columns,) = re.findall(r"one row per \w+:  (\S+)", comment)
-    wanted = {config.input, config.text, config.split, config.group, *config.target} - {None}
+    wanted = {config.input, config.text, config.split, config.group, config.bag, *config.target} - {None}
     assert wanted <= set(columns.split(","))
     assert f"docs/recipes/finetune/{path.name}" in comment
 
@@ -130,6 +130,7 @@ def test_angiograms_train_the_upper_eighth_and_weigh_three_losses() -> None:
         assert config.text_lr is not None
         assert config.lr * config.text_lr == pytest.approx(2e-5, rel=1e-3)
         assert settings(config, "contrastive") == {"temperature": 0.0588}
+    assert (aligned.bag, aligned.aggregate, aligned.max_views) == ("StudyInstanceUID", "transformer:2:8", 10)
     weights = {name: parse_weight(each) for name, each in multitask.weight.items()}
     assert set(weights) == {"contrastive", "captioning", "masked"}
     assert settings(multitask, "masked")["share"] == 0.75
