@@ -231,8 +231,12 @@ def evaluate(config: EvaluateConfig, *, as_json: Json = False) -> None:
 @command(PredictConfig, name="predict")
 def predict(config: PredictConfig, *, as_json: Json = False) -> None:
     """Predict with a fitted head; encode what is not in the store."""
-    from heads.predict import predict as predict_run
+    from finetune.record import is_finetuned
 
+    if is_finetuned(config.run):
+        from finetune.predict import predict as predict_run
+    else:
+        from heads.predict import predict as predict_run
     with _progress() as progress:
         result = predict_run(config, progress=progress)
     beside = f", their neighbours to {result.neighbours}" if result.neighbours else ""

@@ -161,7 +161,14 @@ def with_cached_depth(config: FinetuneConfig, towers: Towers, store: FeatureStor
     return replace(towers, tower=PartialTower(towers.tower, policy, store, augmented=bool(config.augment)))
 
 
-def build(config: FinetuneConfig, samples: Samples, towers: Towers, *, device: str) -> Built:
+def build(
+    config: FinetuneConfig,
+    samples: Samples,
+    towers: Towers,
+    *,
+    device: str,
+    captions: CaptionTokenizer | None = None,
+) -> Built:
     """Return the network of a run, before any training.
 
     Parameters
@@ -174,6 +181,8 @@ def build(config: FinetuneConfig, samples: Samples, towers: Towers, *, device: s
         The encoders; they get additions and projections.
     device
         A torch device.
+    captions
+        The vocabulary of captions, where there is one already.
 
     Raises
     ------
@@ -190,9 +199,15 @@ def build(config: FinetuneConfig, samples: Samples, towers: Towers, *, device: s
     with seeded(config.seed):
         if text_tower is not None:
             _project(tower, text_tower, config.dim)
-        captions = _caption_tokenizer(config, text_tower) if "captions" in needed_by(config) else None
+        if captions is None and "captions" in needed_by(config):
+            captions = _caption_tokenizer(config, text_tower)
         objectives = _objectives(config, samples, tower, captions)
         aggregator = Aggregate.parse(config.aggregate).make(_dim_of(tower)) if samples.are_studies else None
+    if config.warm_start is not None and tower.projection is not None:
+        raise FinetuneError(
+            "--warm-start: the classifier reads the common space of the pair, and that head was fitted on the "
+            "encoder's own vectors; leave --warm-start, or the pair, out"
+        )
     if config.warm_start is not None:
         classification = objectives["classification"]
         assert isinstance(classification, Classification)

@@ -6,20 +6,12 @@ import numpy as np
 
 from data.errors import LeakageError, SplitError
 from data.progress import Progress, Silent
-from data.task import Task
-from featurestore.extract import resolve_device
 from featurestore.store import FeatureStore
-from finetune.build import Towers, build, needed_by, text_sources
-from finetune.config import FinetuneConfig
 from finetune.evaluation import measure
-from finetune.feed import Feed
-from finetune.hand import ENCODER, load_objectives
-from finetune.items import Decoder
-from finetune.outcome import opened
+from finetune.outcome import identity, opened
 from finetune.record import FinetuneRecord
-from finetune.runner import Runner, make_accelerator
-from finetune.samples import Samples, load_samples, read_rows, store_of
-from finetune.towers import load_tower
+from finetune.restore import config_of, restore
+from finetune.samples import Samples, store_of
 from heads.config import EvaluateConfig
 from heads.evaluate import Evaluation
 from heads.run import read_trained
@@ -46,45 +38,32 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
     """
     progress = progress or Silent()
     record = FinetuneRecord.read(config.run)
-    own = _own(config, record)
-    if config.split and own.split is None:
+    column = (config.split_column or record.config.get("split")) if config.split else None
+    if config.split and column is None:
         raise SplitError(
             f"--split {config.split}: {config.run} was trained without a split column; name one with --split-column"
         )
+    given = {name: getattr(config, name) for name in ("input", "id", "group", "bag", "store")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    own = config_of(
+        record, {**changes, "manifest": config.manifest, "split": column, "out": config.run}, where=str(config.run)
+    )
     store = FeatureStore(store_of(own), create=True)
-    task = Task.from_dict(record.task) if record.task else None
-    device = resolve_device(own.device)
-    towers = _towers(config, own, record, device)
-    manifest, decoder = read_rows(own), Decoder(towers.tower, own.workers, progress)
-    samples, remarks = load_samples(own, manifest, store, decoder, progress, task=task, need_train=False)
+    restored = restore(record, own, store, progress)
+    samples = restored.samples
     rows = samples.data.rows(config.split) if config.split else samples.data.rows("train")
     if not len(rows):
         raise SplitError(f"{config.manifest}: column {own.split!r} has no usable row of split {config.split!r}")
-    warnings = [*remarks, *_trained_on(config, samples, rows.tolist())]
-    built = build(own, samples, towers, device=device)
-    load_objectives(config.run, built)
-    runner = Runner(
-        model=built.model,
-        feed=Feed(
-            tower=towers.tower,
-            items=decoder.items,
-            items_of=samples.items_of,
-            max_views=own.max_views,
-            text_tower=towers.text_tower,
-            texts=None if samples.texts is None else text_sources(samples.texts),
-            known=built.known,
-        ),
-        accelerator=make_accelerator(built.model.device, own.amp),
-        batch_size=own.batch_size,
-        last_step=record.training["last_step"],
-        seed=own.seed,
-    )
-    openings = None if config.split in ("train", "val") else opened(own, samples, rows, store, command)
+    warnings = [*restored.remarks, *_trained_on(config, samples, rows.tolist())]
+    openings = None
+    if config.split not in ("train", "val"):
+        run = identity(record.config, record.manifest_digest)
+        openings = opened(own, samples, rows, store, run, command)
     if openings:
         progress.note(openings.explain())
     cuts = [each["value"] for each in record.thresholds.values()]
     found = measure(
-        runner,
+        restored.runner,
         samples,
         rows,
         thresholds=cuts or 0.5,
@@ -100,26 +79,6 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
         openings=openings.to_dict() if openings else {},
         warnings=tuple(warnings),
     )
-
-
-def _own(config: EvaluateConfig, record: FinetuneRecord) -> FinetuneConfig:
-    """Return the configuration of the run, on other samples."""
-    values = dict(record.config)
-    given = {"input": config.input, "id": config.id, "group": config.group, "bag": config.bag, "store": config.store}
-    values |= {name: value for name, value in given.items() if value is not None}
-    column = (config.split_column or values.get("split")) if config.split else None
-    kept = {"manifest": config.manifest, "split": column, "unfreeze": "none", "text_unfreeze": None, "dim": None}
-    values |= {**kept, "warm_start": None, "augment": (), "allow_leakage": True, "cache_depth": False}
-    return FinetuneConfig.build(values, where=str(config.run))
-
-
-def _towers(config: EvaluateConfig, own: FinetuneConfig, record: FinetuneRecord, device: str) -> Towers:
-    """Return the towers that the run has handed back, projections included."""
-    folder = str(config.run / ENCODER)
-    first, *others = record.inputs
-    tower = load_tower(folder, modality=first["modality"], device=device, tokens="tokens" in needed_by(own))
-    text_tower = load_tower(folder, modality="text", device=device) if others else None
-    return Towers(tower=tower, text_tower=text_tower)
 
 
 def _trained_on(config: EvaluateConfig, samples: Samples, rows: list[int]) -> list[str]:
@@ -138,7 +97,8 @@ def _trained_on(config: EvaluateConfig, samples: Samples, rows: list[int]) -> li
     examples = ", ".join(samples.data.manifest.ids[i] for i in shared[:3])
     message = (
         f"{len(shared)} of the {len(rows)} rows to evaluate are rows that {config.run} was trained on (e.g. "
-        f"{examples}); such scores say nothing about new data: evaluate other rows, or accept that with --allow-leakage"
+        f"{examples}); such scores say nothing about new data: evaluate other rows, or accept that with "
+        f"--allow-leakage"
     )
     if not config.allow_leakage:
         raise LeakageError(f"{config.manifest}: {message}")

@@ -81,7 +81,7 @@ def measure(
     write
         Whether a decoder writes a caption for each row, which takes a pass per token.
     """
-    passed = runner.evaluate(rows, partial(_collect, write=write))
+    passed = runner.evaluate(rows, partial(collected, write=write))
     metrics: dict[str, Any] = {}
     scores = None
     groups = samples.data.groups[rows]
@@ -160,7 +160,7 @@ def logged(measured: Measured, chosen: str, task: Task | None) -> dict[str, floa
     return {**measured.losses, **{name: value for name, value in values.items() if value is not None}}
 
 
-def _collect(model: Model, outputs: Outputs, *, write: bool) -> Mapping[str, Tensor | list[str]]:
+def collected(model: Model, outputs: Outputs, *, write: bool) -> Mapping[str, Tensor | list[str]]:
     """Return what a batch's rows are judged by."""
     kept: dict[str, Tensor | list[str]] = {}
     if "classification" in model.objectives:

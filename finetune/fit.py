@@ -74,6 +74,8 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     parse_rule(config.threshold)
     device = resolve_device(config.device)
     accelerator = make_accelerator(torch.device(device), config.amp)
+    if device == "cuda":  # of several processes, each has a GPU of its own
+        device = str(accelerator.device)
     # One process makes directories and fills caches; the others find them.
     with accelerator.main_process_first():
         if accelerator.is_main_process:

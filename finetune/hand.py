@@ -18,6 +18,7 @@ from heads.errors import RunError
 
 ENCODER = "encoder"
 OBJECTIVES = "objectives.safetensors"
+CAPTIONS = "captions"
 
 
 def hand_back(run: Path, built: Built) -> None:
@@ -31,7 +32,7 @@ def hand_back(run: Path, built: Built) -> None:
     # Not `save_file`, whose files only their owner can read.
     (run / OBJECTIVES).write_bytes(save(state))
     if built.captions is not None:
-        built.captions.save(run / "captions")
+        built.captions.save(run / CAPTIONS)
 
 
 def load_objectives(run: Path, built: Built) -> None:
@@ -43,19 +44,24 @@ def load_objectives(run: Path, built: Built) -> None:
         If they are missing or do not fit.
     """
     try:
-        _beside(built).load_state_dict(load_file(run / OBJECTIVES))
+        beside = _beside(built)
+        # A part that is not used, such as the temperature of pairs in a prediction, may be in the file.
+        state = {name: each for name, each in load_file(run / OBJECTIVES).items() if name in beside.state_dict()}
+        beside.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise RunError(f"{run / OBJECTIVES}: missing or damaged; fine-tune again") from error
 
 
-def towers_of(run: Path, built: Built) -> Iterator[dict[str, Any]]:
+def towers_of(run: Path, built: Built, *, trust_remote_code: bool) -> Iterator[dict[str, Any]]:
     """Yield what a record says of each tower: the encoder before training and after it."""
     model = built.model
     for tower in (model.tower, model.text_tower):
         if tower is None:
             continue
         spec = tower.encoder.spec
-        handed = load_tower(str(run / ENCODER), modality=spec.modality, device="cpu").encoder.spec
+        handed = load_tower(
+            str(run / ENCODER), modality=spec.modality, device="cpu", trust_remote_code=trust_remote_code
+        ).encoder.spec
         yield {
             "encoder": tower.name,
             "fingerprint": spec.fingerprint,

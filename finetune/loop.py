@@ -81,6 +81,7 @@ class Loop:
         self.runner, self.course = runner, course
         self.model, self.accelerator = runner.model, runner.accelerator
         self._policies = policies
+        self._opened = {epoch for policy in policies.values() if (epoch := policy.first_epoch)}
         for group in groups:
             group["peak"] = group["lr"]
         self._trained = [parameter for group in groups for parameter in group["params"]]
@@ -213,6 +214,8 @@ class Loop:
                 self.accelerator.backward(loss * (len(whole) / count))
             for name, each in {**losses, "loss": loss}.items():
                 sums[name] = sums.get(name, 0.0) + float(self.runner.mean(each)) * len(whole)
+        if step == 0 or epoch in self._opened:
+            self._require_gradients(epoch)
         norm = self.accelerator.clip_grad_norm_(self._trained, course.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -224,6 +227,24 @@ class Loop:
     def _together(self, *, exchange: bool) -> Any:
         """Exchange gradients between processes in the last forward pass of a step only."""
         return nullcontext() if exchange else self.accelerator.no_sync(self._wrapped)
+
+    def _require_gradients(self, epoch: int) -> None:
+        """Refuse a tower of which all that is to be trained stands outside its forward pass, such as a traced copy's.
+
+        Raises
+        ------
+        FinetuneError
+            If there is one.
+        """
+        self._opened.discard(epoch)
+        for name in self._policies:
+            tower = getattr(self.model, name)
+            wanted = [each for each in tower.network.parameters() if each.requires_grad]
+            if wanted and all(each.grad is None for each in wanted):
+                raise FinetuneError(
+                    f"{tower.name}: no loss depends on what would be trained of it, so nothing would change; use "
+                    f"another policy than --unfreeze {self._policies[name]}, or another pooling"
+                )
 
     def _require_finite(self, losses: Mapping[str, Tensor], epoch: int, step: int) -> None:
         for name, loss in losses.items():

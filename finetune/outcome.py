@@ -89,7 +89,8 @@ def finish(
     data, out = samples.data, config.out
     thresholds = _thresholds(config, trained)
     cuts = [each.value for each in thresholds.values()]
-    openings = opened(config, samples, data.rows("test"), store, command)
+    run = identity(config.to_dict(), data.manifest.digest)
+    openings = opened(config, samples, data.rows("test"), store, run, command)
     if openings:
         progress.note(openings.explain())
     judged = _judge(config, trained, cuts)
@@ -104,7 +105,7 @@ def finish(
         config=config.to_dict(),
         manifest_digest=data.manifest.digest,
         split_digest=digest_json([trained.train.tolist(), trained.choosing.tolist(), data.rows("test").tolist()]),
-        inputs=tuple(towers_of(out, trained.built)),
+        inputs=tuple(towers_of(out, trained.built, trust_remote_code=config.trust_remote_code)),
         task=samples.task.to_dict() if samples.task else None,
         counts={**_counts(samples), "trained": len(trained.train), "choosing": len(trained.choosing)},
         parameters=_parameters(trained),
@@ -209,18 +210,21 @@ def _judge(config: FinetuneConfig, trained: Trained, cuts: Sequence[float]) -> d
     return judged
 
 
+def identity(config: Mapping[str, Any], manifest_digest: str) -> str:
+    """Return the identity of a run, under which it opens test rows, from its configuration and its samples."""
+    options = {name: value for name, value in config.items() if name not in PLACES}
+    return digest_json([options, manifest_digest])
+
+
 def opened(
-    config: FinetuneConfig, samples: Samples, rows: NDArray[np.int64], store: FeatureStore, command: str
+    config: FinetuneConfig, samples: Samples, rows: NDArray[np.int64], store: FeatureStore, run: str, command: str
 ) -> Openings | None:
-    """Note that test rows are about to be scored; None where there are none."""
-    data = samples.data
+    """Note that a run is about to score test rows; None where there are none."""
     if not len(rows):
         return None
-    options = {name: value for name, value in config.to_dict().items() if name not in PLACES}
-    run = digest_json([options, data.manifest.digest])
-    return open_test(
-        store, data.instances.keys[data.instances.at(rows)], config.target or (config.text or "",), run, command=command
-    )
+    instances = samples.data.instances
+    keys = instances.keys[instances.at(rows)]
+    return open_test(store, keys, config.target or (config.text or "",), run, command=command)
 
 
 def _counts(samples: Samples) -> dict[str, Any]:

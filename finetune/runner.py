@@ -65,7 +65,7 @@ class Runner:
     last_step: int
     seed: int
 
-    def evaluate(self, rows: Rows, collect: Collect | None = None) -> Passed:
+    def evaluate(self, rows: Rows, collect: Collect | None = None, *, losses: bool = True) -> Passed:
         """Return losses and arrays of some rows; every process gets all of them, each row once.
 
         Parameters
@@ -74,6 +74,8 @@ class Runner:
             Positions.
         collect
             What to keep.
+        losses
+            Whether to compute losses, which need what is known of the rows.
         """
         self.model.eval()
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
@@ -88,15 +90,16 @@ class Runner:
                 torch.manual_seed(seed_of(self.seed, len(whole), int(whole[0])))  # of masks, the same each time
                 with self.accelerator.autocast():
                     outputs = self.model.outputs(batch)
-                    losses = self.model.objectives(outputs, self.last_step)
-                for name, loss in losses.items():
+                    found = self.model.objectives(outputs, self.last_step) if losses else {}
+                for name, loss in found.items():
                     sums[name] = sums.get(name, 0.0) + float(self.mean(loss)) * len(whole)
                 if collect is not None:
                     kept = {name: _array(each) for name, each in collect(self.model, outputs).items()}
                     parts.append((batch.rows, kept))
         means = {name: total / len(rows) for name, total in sums.items()}
         weights = self.model.objectives.weights(self.last_step)
-        means["loss"] = sum(weights[name] * value for name, value in means.items())
+        if losses:
+            means["loss"] = sum(weights[name] * value for name, value in means.items())
         return Passed(losses=means, arrays=self._ordered(parts, rows))
 
     def _ordered(

@@ -136,6 +136,7 @@ def load_samples(
     *,
     task: Task | None = None,
     need_train: bool = True,
+    labelled: bool = True,
 ) -> tuple[Samples, list[str]]:
     """Decode the rows of a manifest and audit them.
 
@@ -153,6 +154,8 @@ def load_samples(
         What is predicted, where that is known already; None reads it from the targets.
     need_train
         Whether a training sample must be left.
+    labelled
+        Whether the samples have targets; else all of them are kept, with targets that mean nothing.
 
     Returns
     -------
@@ -168,7 +171,7 @@ def load_samples(
     LeakageError
         If splits share groups or contents and that was not allowed.
     """
-    if config.target and task is None:
+    if config.target and task is None and labelled:
         task, _ = read_task(
             manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive
         )
@@ -180,9 +183,14 @@ def load_samples(
     inputs = _left_out(inputs, {i: error.kind for i, error in failures.items()})
     if manifest.role("bag") is not None:
         inputs = with_lost_bags(inputs, manifest)
+    known = task if labelled else None
+    # Of pairs without a target nothing is predicted; their texts or inputs stand where labels would be compared.
     stand_in = Task(kind="regression", targets=(config.text or manifest.input,))
-    y = np.zeros(len(inputs.manifest)) if task is None else encode_samples(task, manifest, inputs.manifest)
-    data = label(manifest, inputs, task or stand_in, y, store, progress, need_train=need_train)
+    y = np.zeros(len(inputs.manifest)) if known is None else encode_samples(known, manifest, inputs.manifest)
+    data = label(manifest, inputs, known or stand_in, y, store, progress, need_train=need_train)
+    if task is not None and not labelled:
+        several = task.kind == "multilabel" or len(task.outputs) > 1
+        data = replace(data, task=task, y=np.zeros((len(data.y), len(task.outputs)) if several else len(data.y)))
     remarks = [*data.manifest.remarks, *gate(data, allow=config.allow_leakage)]
     return Samples(data=data, task=task, texts=_texts(config.text, manifest, data)), remarks
 

@@ -124,8 +124,8 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
         found = nearest(one_each(X), training.X, config.neighbours, blocks=[block.dim for block in inputs.blocks])
         columns |= retrieved_columns(training, config.retrieve, found)
         beside = config.out.with_name(f"{config.out.stem}.neighbours.csv")
-        _write(beside, neighbour_columns(samples.ids, training, found))
-    _write(config.out, columns)
+        write_predictions(beside, neighbour_columns(samples.ids, training, found))
+    write_predictions(config.out, columns)
     return Predictions(
         rows=len(samples),
         out=str(config.out),
@@ -156,7 +156,14 @@ def _training(config: PredictConfig, bundle: Bundle, store: FeatureStore, progre
     return training
 
 
-def _write(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
+def write_predictions(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
+    """Write a table of predictions.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(path, columns)

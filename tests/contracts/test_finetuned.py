@@ -122,7 +122,7 @@ def test_an_untrained_tower_is_the_base_encoder(zoo: Any, tmp_path: Path) -> Non
         tower = tower_of(zoo, name, modality)  # type: ignore[arg-type]
         folder = tmp_path / name
         save_encoder(folder, {modality: tower}, similarity=tower.encoder.similarity if name == "open_clip" else None)  # type: ignore[dict-item,union-attr]
-        encoder = load_encoder(str(folder), EncoderOptions())
+        encoder = load_encoder(str(folder), EncoderOptions(dtype=tower.encoder.spec.dtype))
         assert encoder.spec == tower.encoder.spec
         assert [each.name for each in folder.iterdir()] == ["encoder.json"]
 

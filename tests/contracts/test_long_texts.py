@@ -157,13 +157,13 @@ def test_every_pooling_has_pieces(pooling: str, zoo: Any) -> None:
 def test_half_precision_and_memory_are_those_of_a_batch(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, texts = load(zoo, "bert", "mean+chunks", precision="bf16"), (LONG, f"{LONG} ok", SHORT)
     sizes: list[int] = []
-    compute = encoder._forward._compute
+    compute = encoder._forward.compute
 
     def counted(inputs: Any) -> Tensor:
         sizes.append(len(inputs["input_ids"]))
         return compute(inputs)
 
-    monkeypatch.setattr(encoder._forward, "_compute", counted)
+    monkeypatch.setattr(encoder._forward, "compute", counted)
     vectors = encode(encoder, *texts)
     assert max(sizes) == len(texts)
     assert sum(sizes) > 10

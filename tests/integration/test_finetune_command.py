@@ -262,6 +262,40 @@ def test_evaluate_finds_in_a_new_process_what_the_run_recorded(tuned, frostline,
     assert "was trained on" in refused.error
 
 
+def test_predict_needs_no_labels(tuned, frostline, pairs: Path, tmp_path: Path) -> None:
+    _, run = tuned("--unfreeze", "last:1", "--lr", "0.05")
+    with (run / "predictions.csv").open() as file:
+        recorded = {row["id"]: float(row["prob[red]"]) for row in csv.DictReader(file)}
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for i in (32, 33):
+        (folder / f"{i}.png").write_bytes((pairs.parent / f"{i}.png").read_bytes())
+    result = frostline("predict", run, folder, "--out", tmp_path / "predictions.csv")
+    assert result.code == 0, result.err
+    with (tmp_path / "predictions.csv").open() as file:
+        found = [float(row["prob[red]"]) for row in csv.DictReader(file)]
+    assert found == pytest.approx([recorded["s32"], recorded["s33"]], abs=1e-5)
+    refused = frostline("predict", run, folder, "--out", tmp_path / "near.csv", "--neighbours", 3, "--store", tmp_path)
+    assert refused.code == 2
+    assert "fine-tuned run" in refused.error
+
+
+def test_captions_are_written_and_judged(tuned, frostline, pairs: Path, tmp_path: Path) -> None:
+    sizes = ["--set", "captioning.layers=1", "--set", "captioning.dim=32", "--set", "captioning.feedforward=32"]
+    options = ["--text", "caption", "--unfreeze", "none", "--lr", "0.01", *sizes]
+    result, run = tuned(*options, objective="captioning", epochs=3)
+    assert result.code == 0, result.err
+    metrics = record_of(run)["metrics"]["test"]
+    assert 0 <= metrics["captions"]["rougeL"]["value"] <= 1
+    with (run / "texts.csv").open() as file:
+        written = {row["id"]: row["written"] for row in csv.DictReader(file)}
+    assert frostline("predict", run, pairs, "--out", tmp_path / "captions.csv").code == 3  # one picture is damaged
+    with (tmp_path / "captions.csv").open() as file:
+        again = {row["id"]: row["written"] for row in csv.DictReader(file)}
+    assert len(again) == 40
+    assert {name: again[name] for name in written} == written
+
+
 def test_extract_takes_the_encoder_under_a_new_fingerprint(tuned, frostline, clip: str, pairs: Path, tmp_path) -> None:
     _, run = tuned("--unfreeze", "last:1", "--lr", "0.05")
     store = tmp_path / "features"

@@ -1,0 +1,125 @@
+"""A fine-tuned run put together again from its directory, on other samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data.progress import Progress
+from data.task import Task
+from featurestore.extract import resolve_device
+from featurestore.store import FeatureStore
+from finetune.build import Built, Towers, build, needed_by, text_sources
+from finetune.captions import CaptionTokenizer
+from finetune.config import FinetuneConfig
+from finetune.feed import Feed
+from finetune.hand import CAPTIONS, ENCODER, load_objectives
+from finetune.items import Decoder
+from finetune.record import FinetuneRecord
+from finetune.runner import Runner, make_accelerator
+from finetune.samples import Samples, load_samples, read_rows
+from finetune.towers import load_tower
+
+_AS_HANDED_BACK = {
+    "unfreeze": "none",
+    "text_unfreeze": None,
+    "dim": None,
+    "pooling": "auto",
+    "text_pooling": "auto",
+    "warm_start": None,
+    "augment": (),
+    "cache_depth": False,
+    "allow_leakage": True,
+}
+"""Options of training; the encoders as they were handed back have what came of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A trained network and samples for it.
+
+    Attributes
+    ----------
+    config, task
+        The configuration of the run on these samples, and what it predicts.
+    samples, runner
+        The samples, and what computes them.
+    remarks
+        What a reader should know of the samples.
+    """
+
+    config: FinetuneConfig
+    task: Task | None
+    samples: Samples
+    runner: Runner
+    remarks: list[str]
+
+
+def config_of(record: FinetuneRecord, changes: Mapping[str, Any], *, where: str) -> FinetuneConfig:
+    """Return the configuration of a run with other samples and options."""
+    return FinetuneConfig.build({**record.config, **_AS_HANDED_BACK, **changes}, where=where)
+
+
+def restore(
+    record: FinetuneRecord,
+    config: FinetuneConfig,
+    store: FeatureStore,
+    progress: Progress,
+    *,
+    labelled: bool = True,
+) -> Restored:
+    """Return a run's network with its samples decoded.
+
+    Parameters
+    ----------
+    record
+        Of the run.
+    config
+        Its configuration with other samples; ``out`` is where the run is.
+    store
+        Keeps content keys and hashes.
+    progress
+        Told how far the work is.
+    labelled
+        Whether the samples have targets and texts; else they are only predicted.
+
+    Raises
+    ------
+    FrostlineError
+        If the run is damaged, or the samples do not fit it.
+    """
+    run = config.out
+    device = resolve_device(config.device)
+    first, *others = record.inputs
+    options: Any = {"device": device, "trust_remote_code": config.trust_remote_code}
+    tower = load_tower(str(run / ENCODER), modality=first["modality"], tokens="tokens" in needed_by(config), **options)
+    needs_texts = bool(others) and "texts" in needed_by(config)
+    text_tower = load_tower(str(run / ENCODER), modality="text", **options) if needs_texts else None
+    towers = Towers(tower=tower, text_tower=text_tower)
+    task = Task.from_dict(record.task) if record.task else None
+    decoder = Decoder(tower, config.workers, progress)
+    samples, remarks = load_samples(
+        config, read_rows(config), store, decoder, progress, task=task, need_train=False, labelled=labelled
+    )
+    captions = CaptionTokenizer.load(run / CAPTIONS) if "captions" in needed_by(config) else None
+    built: Built = build(config, samples, towers, device=device, captions=captions)
+    load_objectives(run, built)
+    feed = Feed(
+        tower=tower,
+        items=decoder.items,
+        items_of=samples.items_of,
+        max_views=config.max_views,
+        text_tower=text_tower,
+        texts=None if samples.texts is None else text_sources(samples.texts),
+        known=built.known,
+    )
+    runner = Runner(
+        model=built.model,
+        feed=feed,
+        accelerator=make_accelerator(built.model.device, config.amp),
+        batch_size=config.batch_size,
+        last_step=record.training["last_step"],
+        seed=config.seed,
+    )
+    return Restored(config=config, task=task, samples=samples, runner=runner, remarks=remarks)
