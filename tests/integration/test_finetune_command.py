@@ -432,6 +432,17 @@ def test_a_finished_run_is_kept(tuned) -> None:
     assert again.code == 0
 
 
+def test_gradients_that_are_not_finite_are_told(tuned, monkeypatch) -> None:
+    norm = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda *given, **options: norm(*given, **options) * torch.inf
+    )
+    result, run = tuned("--unfreeze", "last:1")
+    assert result.code == 2
+    assert "the gradients have the norm inf in epoch 0, step 0" in result.error
+    assert not (run / "record.json").exists()
+
+
 def test_a_loss_that_diverges_is_told_and_never_best(tuned) -> None:
     result, run = tuned("--unfreeze", "all", "--lr", "1e30", "--encoder-lr", "1e6", epochs=3)
     assert result.code == 2
