@@ -129,7 +129,7 @@ class Loop:
         Raises
         ------
         FinetuneError
-            If a loss is not finite.
+            If a training loss is not finite, or what chooses the epoch never was.
         """
         main = self.accelerator.is_main_process
         saved = time.monotonic()
@@ -153,13 +153,13 @@ class Loop:
                     checkpoints.save(state, self.model, self.optimizer, is_best=False)
                     saved = time.monotonic()
             found, value = judge()
-            is_best = state.best_value is None or value < state.best_value
+            # What is not a number is no smaller than anything, and no beginning either.
+            is_best = math.isfinite(value) and (state.best_value is None or value < state.best_value)
             means = {f"train/{name}": total / state.sums["samples"] for name, total in state.sums.items()}
             del means["train/samples"]
             best = (epoch, value) if is_best else (state.best_epoch, state.best_value)
             state = replace(state, epoch=epoch + 1, sums={}, best_epoch=best[0], best_value=best[1])
-            assert state.best_epoch is not None  # this epoch, or one before it
-            waited = epoch - state.best_epoch
+            waited = epoch - (-1 if state.best_epoch is None else state.best_epoch)
             over = self.course.patience is not None and waited >= self.course.patience
             state = replace(state, stopped=over or state.epoch == self.course.epochs)
             if main:
@@ -170,6 +170,11 @@ class Loop:
             if over:
                 break
         self.accelerator.wait_for_everyone()
+        if state.best_epoch is None:
+            raise FinetuneError(
+                "no epoch could be chosen: what chooses it was never a finite number; lower --lr or --encoder-lr, or "
+                "choose by another --choose"
+            )
         return state
 
     def _steps(self, rows: Rows, epoch: int) -> list[list[Rows]]:

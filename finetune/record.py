@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from data.digest import digest_json
-from data.files import whole_text_file
 from heads.errors import RunError
-from heads.record import FILE, SCHEMA, describe_environment, read_commit
+from heads.record import FILE
+from heads.stable_record import StableRecord
 
 KIND = "finetune"
-_VOLATILE = ("created", "timings", "environment", "openings")
-_PLACES = ("out", "overwrite", "store", "workers", "track")
 
 
-class FinetuneRecord(BaseModel):
+class FinetuneRecord(StableRecord):
     """What `finetune` did.
 
     Attributes
@@ -59,10 +55,10 @@ class FinetuneRecord(BaseModel):
         The volatile part.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ClassVar[str] = KIND
+    volatile: ClassVar[tuple[str, ...]] = (*StableRecord.volatile, "openings")
+    places: ClassVar[tuple[str, ...]] = ("out", "overwrite", "store", "workers", "track")
 
-    command: str
-    config: dict[str, Any]
     manifest_digest: str
     split_digest: str
     inputs: tuple[dict[str, Any], ...]
@@ -74,41 +70,7 @@ class FinetuneRecord(BaseModel):
     metrics: dict[str, dict[str, Any]]
     thresholds: dict[str, dict[str, Any]] = Field(default_factory=dict)
     leakage: dict[str, Any] = Field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    seed: int
-    commit: str | None = Field(default_factory=lambda: read_commit(Path(__file__).resolve().parents[1]))
-    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    timings: dict[str, float] = Field(default_factory=dict)
-    environment: dict[str, str] = Field(default_factory=describe_environment)
     openings: dict[str, Any] = Field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON values, its volatile part apart."""
-        values = self.model_dump(mode="json")
-        volatile = {name: values.pop(name) for name in _VOLATILE}
-        return {"schema": SCHEMA, "kind": KIND, **values, "volatile": volatile}
-
-    def stable_digest(self) -> str:
-        """Return the SHA-256 of what follows from input, configuration and seed; not of where it was written."""
-        values = self.to_dict()
-        del values["volatile"], values["command"]
-        values["config"] = {key: value for key, value in values["config"].items() if key not in _PLACES}
-        return digest_json(values)
-
-    def write(self, run: Path) -> None:
-        """Write ``record.json``, whole or not at all.
-
-        Raises
-        ------
-        RunError
-            If it cannot be written.
-        """
-        try:
-            with whole_text_file(run / FILE) as file:
-                json.dump(self.to_dict(), file, indent=1, ensure_ascii=False, allow_nan=False)
-                file.write("\n")
-        except OSError as error:
-            raise RunError(f"{run / FILE}: cannot be written: {error.strerror or error}") from error
 
     @classmethod
     def read(cls, run: Path) -> Self:

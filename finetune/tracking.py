@@ -6,6 +6,7 @@ Trackers are told; they are never asked. A run computes the same with and withou
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -148,9 +149,10 @@ def _load(module: str, distribution: str) -> ModuleType:
 
 
 def tell(trackers: Sequence[Tracker], step: int, values: Values) -> None:
-    """Tell every tracker the values of a step."""
+    """Tell every tracker the values of a step; those that are no finite numbers are left out."""
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
     for tracker in trackers:
-        tracker.log(step, values)
+        tracker.log(step, finite)
 
 
 def read_lines(run: Path, *, until: int) -> list[dict[str, float]]:

@@ -182,6 +182,11 @@ class RunRecord(BaseModel):
         """
         if isinstance(values, Mapping) and values.get("kind") == "tune":
             raise RunError(f"{where}: is the record of a study, not of a run; the run of its best head is in best/")
+        if isinstance(values, Mapping) and values.get("kind") == "finetune":
+            raise RunError(
+                f"{where}: is the record of a fine-tuned run, not of a head's; its page is report.html beside it, and "
+                f"evaluate and predict take the run itself"
+            )
         if not isinstance(values, Mapping) or "schema" not in values:
             raise RunError(f"{where}: is not the record of a Frostline run (it has no schema version)")
         if values["schema"] != SCHEMA:

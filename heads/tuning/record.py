@@ -6,23 +6,12 @@ Like a run's record it is stable but for its ``volatile`` part. The best head ha
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from data.digest import digest_json
-from data.files import whole_text_file
-from heads.errors import RunError
-from heads.record import FILE, SCHEMA, describe_environment, read_commit
-
-_VOLATILE = ("created", "timings", "environment")
-_PLACES = ("out", "overwrite", "storage")
+from heads.stable_record import StableRecord
 
 
-class TuneRecord(BaseModel):
+class TuneRecord(StableRecord):
     """What `tune` did.
 
     Attributes
@@ -62,10 +51,9 @@ class TuneRecord(BaseModel):
         The volatile part.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ClassVar[str] = "tune"
+    places: ClassVar[tuple[str, ...]] = ("out", "overwrite", "storage")
 
-    command: str
-    config: dict[str, Any]
     manifest_digest: str
     split_digest: str
     inputs: tuple[dict[str, Any], ...]
@@ -77,37 +65,3 @@ class TuneRecord(BaseModel):
     judged: str
     metrics: dict[str, dict[str, Any]]
     defaults: dict[str, dict[str, Any]]
-    warnings: tuple[str, ...] = ()
-    seed: int
-    commit: str | None = Field(default_factory=lambda: read_commit(Path(__file__).resolve().parents[2]))
-    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    timings: dict[str, float] = Field(default_factory=dict)
-    environment: dict[str, str] = Field(default_factory=describe_environment)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON values, its volatile part apart."""
-        values = self.model_dump(mode="json")
-        volatile = {name: values.pop(name) for name in _VOLATILE}
-        return {"schema": SCHEMA, "kind": "tune", **values, "volatile": volatile}
-
-    def stable_digest(self) -> str:
-        """Return the SHA-256 of what follows from input, configuration and seed; not of where it was written."""
-        values = self.to_dict()
-        del values["volatile"], values["command"]
-        values["config"] = {key: value for key, value in values["config"].items() if key not in _PLACES}
-        return digest_json(values)
-
-    def write(self, folder: Path) -> None:
-        """Write ``record.json``, whole or not at all.
-
-        Raises
-        ------
-        RunError
-            If it cannot be written.
-        """
-        try:
-            with whole_text_file(folder / FILE) as file:
-                json.dump(self.to_dict(), file, indent=1, ensure_ascii=False, allow_nan=False)
-                file.write("\n")
-        except OSError as error:
-            raise RunError(f"{folder / FILE}: cannot be written: {error.strerror or error}") from error

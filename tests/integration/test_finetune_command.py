@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import string
 import subprocess
@@ -129,6 +130,38 @@ def test_a_run_directory_is_whole(tuned) -> None:
     assert "parameters were trained" in page
     with (run / "predictions.csv").open() as file:
         assert {row["split"] for row in csv.DictReader(file)} == {"val", "test"}
+
+
+def test_the_learning_rate_of_each_step_is_that_of_the_schedule(tuned) -> None:
+    _, run = tuned(
+        "--unfreeze", "last:1", "--lr", "0.01", "--encoder-lr", "0.1", "--warmup", "0.5", "--lr-floor", "0.2"
+    )
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "step/loss" in line]
+    after = [0.2 + 0.8 * (1 + math.cos(math.pi * done / 3)) / 2 for done in range(3)]
+    for line, factor in zip(steps, [0, 1 / 3, 2 / 3, *after], strict=True):
+        assert line["lr/objectives"] == pytest.approx(0.01 * factor)
+        assert line["lr/tower"] == pytest.approx(0.001 * factor)
+
+
+def test_half_precision_ends_near_full_precision(tuned) -> None:
+    (_, full), (result, half) = tuned(out="full"), tuned("--amp", "bf16", out="half")
+    assert result.code == 0, result.err
+    ours, theirs = (record_of(run)["metrics"]["test"]["log_loss"]["value"] for run in (full, half))
+    assert ours != theirs
+    assert ours == pytest.approx(theirs, rel=0.05)
+
+
+@pytest.mark.parametrize(("values", "code"), [([math.nan, 2.0, 3.0], 0), ([math.nan] * 3, 2)])
+def test_what_is_no_number_is_never_best(tuned, monkeypatch, values: list[float], code: int) -> None:
+    given = iter([0.0, *values])  # the first is asked for before any training
+    monkeypatch.setattr("finetune.fit.value_of", lambda *_: next(given))
+    result, run = tuned(epochs=3)
+    assert result.code == code, result.err
+    if code:
+        assert "never a finite number" in result.error
+    else:
+        assert record_of(run)["training"]["best_epoch"] == 1
 
 
 def test_two_runs_end_with_the_same_record_and_weights(tuned) -> None:
