@@ -58,8 +58,6 @@ __all__ = [
     "Training",
 ]
 
-UNDERFLOW = float(np.finfo(np.float32).tiny) ** 0.5
-"""Deviations below have no square in float32."""
 INFINITE = "Input y contains infinity or a value too large for dtype('float64')."
 
 
@@ -302,8 +300,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]
             share = weight / weight.sum()
             self.mean_: NDArray[np.float64] = known_mean(share, X)
             deviation = np.sqrt(known_mean(share, np.square(X - self.mean_)))
-            # Rounding of a constant, or a dead unit of a network, such as 1e-32: its square underflows.
-            noise = np.maximum(10 * np.finfo(X.dtype).eps * np.abs(self.mean_), UNDERFLOW)
+            noise = 10 * np.finfo(X.dtype).eps * np.abs(self.mean_)
             self.scale_: NDArray[np.float64] = np.where(deviation > noise, deviation, 1.0)
         return self._standardized(X)
 

@@ -132,14 +132,6 @@ def test_scaling_is_fitted_on_the_weighted_training_rows() -> None:
     assert np.allclose(repeated.training.X[:, :3].std(axis=0), 1, atol=1e-5)
 
 
-def test_a_dead_unit_is_constant_and_a_small_column_is_not() -> None:
-    dead, small = (rows()[:, :1] * size for size in (1e-32, 1e-15))
-    spy = Spy().fit(np.column_stack([rows(), dead, small]).astype(np.float32), [0, 1, 1] * 4)
-    assert spy.scale_[3] == 1.0
-    assert np.allclose(spy.training.X[:, 3], 0, atol=1e-30)
-    assert np.allclose(spy.training.X[:, 4], spy.training.X[:, 0], atol=1e-5)
-
-
 def test_statistics_are_exact_far_from_the_origin() -> None:
     X = (np.random.default_rng(0).normal(size=(1000, 2)) + 1e4).astype(np.float32)
     head = Spy().fit(X, [0, 1] * 500)
