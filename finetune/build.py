@@ -84,6 +84,11 @@ def check_options(config: FinetuneConfig) -> None:
     ConfigError
         If an objective is unknown, or lacks or does not use an option.
     """
+    for option in ("text_unfreeze", "text_lr", "dim"):
+        if getattr(config, option) is not None and config.text_encoder is None:
+            raise ConfigError(
+                f"--{option.replace('_', '-')}: is of pairs, and no --text-encoder was named; leave it out"
+            )
     needs = {name: objective_class(name).needs for name in config.objective}
     split_settings(config.set, config.objective)
     for tower in (config.unfreeze, config.text_unfreeze or config.unfreeze):

@@ -72,7 +72,7 @@ class Items:
             return error
 
     def _keep(self, position: int, item: Any) -> None:
-        taken = item.numel() * item.element_size() if isinstance(item, Tensor) else len(str(item))
+        taken = _size(item)
         if self._bytes + taken <= self._limit:
             self._kept[position] = item
             self._bytes += taken
@@ -128,6 +128,13 @@ def make_augment(names: Sequence[str], seed: int) -> Callable[[Tensor, int], Ten
         text = str(error).partition("augmented has ")[2] or str(error)
         raise FinetuneError(f"--augment {','.join(names)}: {text}") from error
     return lambda image, number: augmentation.view(image, seed_of(seed, number))
+
+
+def _size(item: Any) -> int:
+    """Return how many bytes a sample takes: pixels, activations with their text, or a text."""
+    if isinstance(item, tuple):
+        return sum(map(_size, item))
+    return item.numel() * item.element_size() if isinstance(item, Tensor) else len(str(item))
 
 
 def _memory() -> int:

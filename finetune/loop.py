@@ -222,6 +222,7 @@ class Loop:
         if step == 0 or epoch in self._opened:
             self._require_gradients(epoch)
         norm = self.accelerator.clip_grad_norm_(self._trained, course.clip_norm)
+        self._require_finite_gradients(norm, epoch, step)
         self.optimizer.step()
         self.optimizer.zero_grad()
         logged = {f"step/{name}": value / count for name, value in sums.items() if name != "samples"}
@@ -250,6 +251,14 @@ class Loop:
                     f"{tower.name}: no loss depends on what would be trained of it, so nothing would change; use "
                     f"another policy than --unfreeze {self._policies[name]}, or another pooling"
                 )
+
+    def _require_finite_gradients(self, norm: Tensor | None, epoch: int, step: int) -> None:
+        """Stop where clipping would make zeros of all gradients; fp16 skips such a step by itself."""
+        if norm is not None and self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
+            raise FinetuneError(
+                f"the gradients have the norm {float(norm)} in epoch {epoch}, step {step}: training diverged; lower "
+                f"--lr or --encoder-lr, or lengthen --warmup. The last whole checkpoint is kept"
+            )
 
     def _require_finite(self, losses: Mapping[str, Tensor], epoch: int, step: int) -> None:
         for name, loss in losses.items():

@@ -287,7 +287,7 @@ def _worse(chosen: str, trained: Trained) -> list[str]:
     if before is None or best is None or (best <= before if is_lower_better(chosen) else best >= before):
         return []
     remark = (
-        f"training made it worse: on the rows that choose the epoch {chosen} was {format_number(before)} before any "
-        f"training and is {format_number(best)} in the best epoch; lower --lr or --encoder-lr, or unfreeze less"
+        f"by {chosen} training made it worse: on the rows that choose the epoch it was {format_number(before)} before "
+        f"any training and is {format_number(best)} in the best epoch; lower --lr or --encoder-lr, or unfreeze less"
     )
     return [remark]

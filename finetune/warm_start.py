@@ -20,6 +20,9 @@ from featurestore.spec import EncoderSpec
 from heads.errors import BundleError
 from heads.saved import load_head
 
+DEAD = 1e-3
+"""A unit is dead whose deviation is below this share of the median; MiniLM has three of 384, with 1e-32 to 2e-9."""
+
 
 class UnitLength(nn.Module):
     """Scales each vector to unit length, as ``fit-head --normalize l2`` does."""
@@ -45,7 +48,8 @@ def classifier_from_run(run: Path, spec: EncoderSpec, task: Task) -> nn.Module:
     -------
     Module
         From vectors (b, d) to log odds (b, 1) for two classes, to logits (b, C) for more, to log odds (b, T) for labels
-        and to values (b, T) of a regression; float32. Standardisation is part of the weights; where the run normalised
+        and to values (b, T) of a regression; float32. Standardisation is part of the weights, which leave out dead
+        units; where the run normalised
         the features, `UnitLength` comes before the `torch.nn.Linear`, which is the last module.
 
     Raises
@@ -115,10 +119,13 @@ def _require_all_classes(run: Path, head: Any, task: Task) -> None:
 
 
 def _without_scaling(head: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return weights (o, d) and bias (o,) for features as they are, where the head saw (x - mean) / scale."""
+    """Return weights (o, d) and bias (o,) for features as they are, where the head saw (x - mean) / scale.
+
+    Dead units have no weight: what the head made of 1e-9 by a weight of 1e9, one step of an optimizer would make 1e4.
+    """
     weight = np.asarray(head.coef_, np.float64)
     bias = np.asarray(head.intercept_, np.float64)
     if not head.standardize:
         return weight, bias
-    scaled = weight / head.scale_
+    scaled = weight / head.scale_ * (head.scale_ > DEAD * np.median(head.scale_))
     return scaled, bias - scaled @ head.mean_

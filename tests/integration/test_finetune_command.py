@@ -444,6 +444,8 @@ def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, tmp_path: Pat
         (["--choose", "rocauc"], "classification", "did you mean 'roc_auc'"),
         (["--track", "tensorbord"], "classification", "did you mean 'tensorboard'"),
         (["--text", "caption"], "classification", "leave it out"),
+        (["--text-unfreeze", "all"], "classification", "no --text-encoder was named"),
+        (["--text-lr", "0.5"], "classification", "no --text-encoder was named"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(tuned, arguments, objective: str, said: str) -> None:
@@ -461,6 +463,17 @@ def test_a_finished_run_is_kept(tuned) -> None:
     assert "--overwrite" in result.error
     again, _ = tuned("--overwrite")
     assert again.code == 0
+
+
+def test_gradients_that_are_not_finite_are_told(tuned, monkeypatch) -> None:
+    norm = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda *given, **options: norm(*given, **options) * torch.inf
+    )
+    result, run = tuned("--unfreeze", "last:1")
+    assert result.code == 2
+    assert "the gradients have the norm inf in epoch 0, step 0" in result.error
+    assert not (run / "record.json").exists()
 
 
 def test_a_loss_that_diverges_is_told_and_never_best(tuned) -> None:

@@ -54,8 +54,10 @@ def targets(task: Task, x: np.ndarray) -> np.ndarray:
 def fit(tmp_path: Path) -> Fit:
     """Fit a head and write it as a run."""
 
-    def write(kind: str, *, normalize: str = "none", name: str = "linear", y: Any = None, **options: Any) -> Any:
-        task, x = TASKS[kind], features()
+    def write(
+        kind: str, *, normalize: str = "none", name: str = "linear", y: Any = None, scaled: Any = 1, **options: Any
+    ) -> Any:
+        task, x = TASKS[kind], features() * scaled
         head = make_head(name, task.kind, {}, 0).set_params(**options)
         unit = x / np.linalg.norm(x, axis=1, keepdims=True) if normalize == "l2" else x
         head.fit(unit, targets(task, x) if y is None else y)
@@ -82,6 +84,20 @@ def test_logits_are_those_of_the_head(kind: str, normalize: str, standardize: bo
     *_, last = classifier.modules()
     assert isinstance(last, torch.nn.Linear)
     assert all(parameter.requires_grad for parameter in classifier.parameters())
+
+
+def test_dead_units_have_no_weight_and_the_logits_are_nearly_those_of_the_head(fit: Fit, tmp_path: Path) -> None:
+    dead = np.r_[np.ones(DIM - 2), 1e-9, 1e-32].astype(np.float32)
+    head, x = fit("binary", scaled=dead)
+    assert head.scale_[-2:].max() < 1e-8  # it did learn of them
+    classifier = classifier_from_run(tmp_path / "run", SPEC, TASKS["binary"])
+    weight, _ = classifier.parameters()
+    assert torch.equal(weight[0, -2:], torch.zeros(2))
+    assert weight.abs().max() < 100
+    z = (x - head.mean_) / head.scale_
+    expected = (z * (dead == 1)) @ head.coef_.reshape(-1) + head.intercept_
+    made = classifier(torch.from_numpy(x))[:, 0].detach().numpy()
+    np.testing.assert_allclose(made, expected, atol=1e-4)
 
 
 def test_binary_logits_are_of_the_positive_class(fit: Fit, tmp_path: Path) -> None:
