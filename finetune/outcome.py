@@ -283,10 +283,9 @@ def _remarks(metrics: dict[str, dict[str, Any]]) -> list[str]:
 def _worse(chosen: str, trained: Trained) -> list[str]:
     """Return a warning where the network was better before any training than in its best epoch."""
     before = trained.history.before.get(chosen)
-    history = trained.history.columns.get(f"val/{chosen}")
-    if history is None:  # of several processes, one is told of epochs and writes the record
-        return []
-    best = history[trained.state.best_epoch or 0]
+    # Of several processes only the first is told of epochs, and writes.
+    epochs = trained.history.columns.get(f"val/{chosen}")
+    best = epochs[trained.state.best_epoch or 0] if epochs else None
     if before is None or best is None or (best <= before if is_lower_better(chosen) else best >= before):
         return []
     remark = (

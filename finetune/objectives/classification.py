@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from data.task import Targets, Task
 from finetune.gather import joint_mean
 from finetune.outputs import Objective, Outputs
 from finetune.pairs import full_precision, in_full
+from finetune.warm_start import UnitLength
 from heads.losses import LossName, entry_losses, weighted_sum
 from heads.params import ClassWeight, Count, Fraction, NotNegative, Positive
 
@@ -81,6 +81,7 @@ class Classification(Objective):
 
     center: Tensor
     spread: Tensor
+    unit_length: Tensor
     class_weights: Tensor
     pos_weights: Tensor
 
@@ -117,6 +118,8 @@ class Classification(Objective):
         known = _known(torch.from_numpy(columns), self.kind).numpy()
         outputs = len(task.classes) if self.kind == "multiclass" else columns.shape[1]
         center, spread = _scale(columns, known, self.kind)
+        # Part of the state, so that a run is read back as it was.
+        self.register_buffer("unit_length", torch.zeros((), dtype=torch.bool))
         self.register_buffer("center", torch.tensor(center, dtype=torch.float32))
         self.register_buffer("spread", torch.tensor(spread, dtype=torch.float32))
         weights = _class_weights(columns, known, task) if class_weight else np.ones((2, 1))
@@ -167,36 +170,37 @@ class Classification(Objective):
         return values[:, 0] if self.flat else values
 
     def start_from(self, classifier: nn.Module) -> None:
-        """Replace the classifier, such as by one that was fitted on frozen features first.
+        """Give the classifier the weights of one that was fitted on frozen features first; drop-out stays as it is.
 
         Parameters
         ----------
         classifier
-            From vectors (b, d) to logits, or to values of a regression in the targets' own units, shape (b, outputs);
-            its last module is a linear layer. A copy is taken.
+            From vectors (b, d) to logits, or to values of a regression in the targets' own units, shape (b, outputs):
+            a linear layer, or `UnitLength` and one.
 
         Raises
         ------
         TaskError
-            If its last module is no linear layer, or has another number of outputs.
+            If it is another, or this classifier has hidden layers.
         """
-        replacement = deepcopy(classifier)
-        *_, last = replacement.modules()
-        expected = _last_linear(self.classifier).out_features
-        if not isinstance(last, nn.Linear) or last.out_features != expected:
+        *before, last = [module for module in classifier.modules() if not isinstance(module, nn.Sequential)]
+        own = [module for module in self.classifier.modules() if isinstance(module, nn.Linear)]
+        if len(own) > 1:
+            raise TaskError(f"{self.name}: the classifier to begin with has no hidden layers; leave out hidden")
+        if not isinstance(last, nn.Linear) or last.weight.shape != own[0].weight.shape:
             raise TaskError(
-                f"{self.name}: expected a classifier that ends in a linear layer of {expected} outputs, found {last}"
+                f"{self.name}: expected a classifier that ends in a linear layer of {own[0].out_features} outputs, "
+                f"found {last}"
             )
         with torch.no_grad():
             # The loss sees targets of mean 0 and deviation 1.
-            last.weight /= self.spread[:, None].to(last.weight)
-            bias = getattr(last, "bias", None)
-            start = last.weight.new_zeros(expected) if bias is None else bias
-            last.bias = nn.Parameter((start - self.center.to(start)) / self.spread.to(start))
-        self.classifier = replacement
+            own[0].weight.copy_(last.weight / self.spread[:, None].to(last.weight))
+            own[0].bias.copy_((0 if last.bias is None else last.bias) - self.center)
+            own[0].bias.div_(self.spread)
+        self.unit_length.fill_(any(isinstance(module, UnitLength) for module in before))
 
     def _logits(self, vectors: Tensor) -> Tensor:
-        return in_full(self.classifier(vectors))
+        return in_full(self.classifier(torch.where(self.unit_length, UnitLength()(vectors), vectors)))
 
     def _weights(self, values: Tensor) -> Tensor:
         """Return the class weight of each target, shape (b, T); 1 where nothing is balanced."""
@@ -253,9 +257,3 @@ def _perceptron(dim: int, hidden: tuple[int, ...], outputs: int, dropout: float)
     if dropout and not hidden:
         layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
-
-
-def _last_linear(classifier: nn.Module) -> nn.Linear:
-    *_, last = classifier.modules()
-    assert isinstance(last, nn.Linear)
-    return last

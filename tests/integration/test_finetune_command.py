@@ -283,6 +283,15 @@ def test_training_that_makes_a_warm_start_worse_is_told(
     assert record["history"]["val/loss"][record["training"]["best_epoch"]] > record["training"]["before"]["loss"]
 
 
+def test_a_warm_start_on_unit_vectors_is_restored(tuned, frostline, clip: str, pairs: Path, tmp_path: Path) -> None:
+    head = fit_head(frostline, clip, pairs, tmp_path, "--refit", "train", "--normalize", "l2")
+    result, run = tuned("--warm-start", head, "--lr", "1e-3", epochs=1)
+    assert result.code == 0, result.err
+    again = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
+    assert again.code == 0, again.err
+    assert again.json["metrics"]["log_loss"] == pytest.approx(record_of(run)["metrics"]["test"]["log_loss"], abs=1e-6)
+
+
 def test_evaluate_finds_in_a_new_process_what_the_run_recorded(tuned, frostline, pairs: Path) -> None:
     _, run = tuned("--unfreeze", "last:1", "--lr", "0.01")
     result = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")

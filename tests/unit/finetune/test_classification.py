@@ -14,6 +14,7 @@ from data.errors import TaskError
 from data.task import Kind, Task
 from finetune.objectives.classification import Classification
 from finetune.outputs import Outputs
+from finetune.warm_start import UnitLength
 
 DIM = 4
 VECTORS = torch.randn(7, DIM, generator=torch.Generator().manual_seed(0))
@@ -168,7 +169,7 @@ def test_a_hidden_layer_of_the_vectors_width_is_distilberts_head() -> None:
 
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_fitted_classifier_can_be_where_it_starts(kind: Kind) -> None:
-    made = objective(kind, hidden=(3,))
+    made = objective(kind)
     outputs = made.classifier[-1].out_features
     fitted = nn.Linear(DIM, outputs)
     before = fitted.weight.clone()
@@ -180,8 +181,18 @@ def test_a_fitted_classifier_can_be_where_it_starts(kind: Kind) -> None:
         expected = expected.softmax(dim=1)
     scores = made.scores(VECTORS)
     torch.testing.assert_close(scores.reshape(7, -1), expected.reshape(7, -1), rtol=1e-4, atol=1e-5)
-    made.classifier.weight.data.zero_()
+    made.classifier[-1].weight.data.zero_()
     assert torch.equal(fitted.weight, before)
+
+
+def test_a_classifier_of_unit_vectors_keeps_its_drop_out_and_is_read_back_whole() -> None:
+    made, fresh = objective("multiclass", dropout=0.5), objective("multiclass", dropout=0.5)
+    fitted = nn.Sequential(UnitLength(), nn.Linear(DIM, 3))
+    made.start_from(fitted)
+    fresh.load_state_dict(made.state_dict())
+    expected = fitted(VECTORS).softmax(dim=1)
+    torch.testing.assert_close(fresh.eval().scores(VECTORS), expected)
+    assert any(isinstance(module, nn.Dropout) for module in made.classifier)
 
 
 def test_what_does_not_fit_is_refused_in_one_line() -> None:
@@ -189,6 +200,8 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
         objective("multiclass").start_from(nn.Linear(DIM, 2))
     with pytest.raises(TaskError, match="ends in a linear layer of 3 outputs, found ReLU"):
         objective("multiclass").start_from(nn.Sequential(nn.Linear(DIM, 3), nn.ReLU()))
+    with pytest.raises(TaskError, match="has no hidden layers; leave out hidden"):
+        objective("multiclass", hidden=(DIM,)).start_from(nn.Linear(DIM, 3))
     with pytest.raises(TaskError, match=r"pos_weight=2\.0 needs positives, and the task is multiclass"):
         objective("multiclass", pos_weight=2.0)
     with pytest.raises(TaskError, match="class_weight=balanced needs classes, and the task is regression"):
