@@ -75,7 +75,10 @@ class FinetuneConfig(ManifestConfig):
     schedule: Literal["constant", "linear", "cosine", "restarts", "polynomial", "step"] = Field(
         default="cosine", description="how the learning rate goes down after its warm-up"
     )
-    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which it goes up")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps, or epochs, in which it goes up")
+    schedule_by: Literal["step", "epoch"] = Field(
+        default="step", description="whether the learning rate changes at every step of the optimizer or every epoch"
+    )
     lr_floor: float = Field(default=0.0, ge=0, lt=1, description="share of the peak that the learning rate ends at")
     clip_norm: float = Field(default=1.0, gt=0, description="norm that gradients are clipped to")
     choose: str = Field(

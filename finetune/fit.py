@@ -156,6 +156,7 @@ def _course(config: FinetuneConfig) -> Course:
         epochs=config.epochs,
         accumulate=config.accumulate,
         schedule=config.schedule,
+        by=config.schedule_by,
         warmup=config.warmup,
         floor=config.lr_floor,
         clip_norm=config.clip_norm,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from data.progress import Progress
 from finetune.batches import Rows, seed_of, share, steps_of
 from finetune.checkpoint import Checkpoints, Progressed, changing
 from finetune.errors import FinetuneError
+from finetune.outputs import Objective
 from finetune.runner import Runner
 from finetune.schedules import Schedule, lr_factor
 from finetune.tracking import Tracker, tell
@@ -38,8 +39,8 @@ class Course:
     ----------
     epochs, accumulate
         Passes over the rows; forward passes of a step.
-    schedule, warmup, floor
-        See `finetune.schedules.lr_factor`; `warmup` is a share of all steps.
+    schedule, by, warmup, floor
+        See `finetune.schedules.lr_factor`; the rate changes `by` step or epoch, and `warmup` is a share of all of them.
     clip_norm
         Norm that gradients are clipped to.
     patience
@@ -49,6 +50,7 @@ class Course:
     epochs: int
     accumulate: int
     schedule: Schedule
+    by: Literal["step", "epoch"]
     warmup: float
     floor: float
     clip_norm: float
@@ -202,7 +204,11 @@ class Loop:
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Make one step of the optimizer; return what to log, and the losses times their samples."""
         course, processes, process = self.course, self.accelerator.num_processes, self.accelerator.process_index
-        factor = lr_factor(course.schedule, step, total=total, warmup=round(course.warmup * total), floor=course.floor)
+        by_step = course.by == "step"
+        done, length = (step, total) if by_step else (epoch, course.epochs)
+        warmup = round(course.warmup * length)
+        # A first epoch at a rate of 0 would be lost.
+        factor = lr_factor(course.schedule, done, total=length, warmup=warmup, floor=course.floor, from_zero=by_step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         count = sum(map(len, passes))
@@ -228,6 +234,9 @@ class Loop:
         logged = {f"step/{name}": value / count for name, value in sums.items() if name != "samples"}
         logged["step/grad_norm"] = float(norm) if norm is not None else math.nan
         logged |= {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        for name, objective in self.model.objectives.items():
+            assert isinstance(objective, Objective)
+            logged |= {f"learned/{name}/{key}": value for key, value in objective.measures().items()}
         return logged, sums
 
     def _together(self, *, exchange: bool) -> Any:

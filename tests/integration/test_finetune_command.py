@@ -144,6 +144,16 @@ def test_the_learning_rate_of_each_step_is_that_of_the_schedule(tuned) -> None:
         assert line["lr/tower"] == pytest.approx(0.001 * factor)
 
 
+def test_a_rate_may_change_by_epochs(tuned) -> None:
+    """Two epochs of warm-up that do not begin at nothing, then a cosine to the floor, as of one source."""
+    options = ["--warmup", "0.5", "--lr-floor", "0.05", "--lr", "0.01", "--schedule-by", "epoch"]
+    _, run = tuned(*options, epochs=4)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr/objectives"] for line in lines if "step/loss" in line]
+    expected = [0.005, 0.01, 0.01, 0.01 * (0.05 + 0.95 * 0.5)]
+    assert rates == pytest.approx([rate for rate in expected for _ in range(3)])
+
+
 def test_half_precision_ends_near_full_precision(tuned) -> None:
     (_, full), (result, half) = tuned(out="full"), tuned("--amp", "bf16", out="half")
     assert result.code == 0, result.err
@@ -360,6 +370,8 @@ def test_pairs_are_judged_by_retrieval(tuned, frostline, clip: str, pairs: Path,
     assert retrieval["input_to_text"]["candidates"] == 8
     assert 0 <= retrieval["text_to_input"]["recall@5"]["value"] <= 1
     assert record["parameters"]["projection"] == {"all": 24 * 16, "trained": 24 * 16}
+    if objective != "triplet":
+        assert f'"learned/{objective}/temperature"' in (run / "metrics.jsonl").read_text()
     assert [each["modality"] for each in record["inputs"]] == ["image", "text"]
     again = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
     assert again.code == 0, again.err
