@@ -40,7 +40,7 @@ from finetune.feed import Feed
 from finetune.history import History
 from finetune.items import Decoder, make_augment
 from finetune.loop import Course, Loop
-from finetune.outcome import PLACES, Trained, finish
+from finetune.outcome import Trained, finish, identity
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import load_samples, read_rows, seen_by_head, store_of
@@ -201,6 +201,5 @@ def _claim(config: FinetuneConfig) -> None:
 
 def _identity(config: FinetuneConfig, manifest: Manifest, towers: Towers) -> str:
     """Return what decides the weights that a run ends with: a stopped one goes on only with the same."""
-    options = {name: value for name, value in config.to_dict().items() if name not in PLACES}
     prints = [tower.encoder.spec.fingerprint for tower in towers.by_name.values()]
-    return digest_json([options, manifest.digest, prints])
+    return digest_json([identity(config.to_dict(), manifest.digest), prints])

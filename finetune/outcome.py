@@ -87,13 +87,15 @@ def finish(
     """
     samples, runner, state = trained.samples, trained.runner, trained.state
     data, out = samples.data, config.out
-    thresholds = _thresholds(config, trained)
+    # Thresholds are chosen on val rows, where they would flatter: these are cut at 0.5.
+    judged = _judge(config, trained, "val", 0.5)
+    thresholds = _thresholds(config, trained, judged.get("val"))
     cuts = [each.value for each in thresholds.values()]
     run = identity(config.to_dict(), data.manifest.digest)
     openings = opened(config, samples, data.rows("test"), store, run, command)
     if openings:
         progress.note(openings.explain())
-    judged = _judge(config, trained, cuts)
+    judged |= _judge(config, trained, "test", cuts or 0.5)
     metrics = {split: {**found.metrics, "losses": dict(found.losses)} for split, found in judged.items()}
     if runner.accelerator.is_main_process:
         progress.stage("handing the encoder back", 1)
@@ -154,11 +156,13 @@ def _write_tables(
         write_table(config.out / "texts.csv", texts_table(samples, judged))
 
 
-def _thresholds(config: FinetuneConfig, trained: Trained) -> dict[str, Threshold]:
-    """Return the thresholds of a task, chosen on the rows that chose the epoch."""
+def _thresholds(config: FinetuneConfig, trained: Trained, val: Measured | None) -> dict[str, Threshold]:
+    """Return the thresholds of a task, chosen on the rows that chose the epoch: val rows, where there are any."""
     task = trained.samples.task
-    found = measure(trained.runner, trained.samples, trained.choosing)
-    if task is None or found.scores is None:
+    if task is None:
+        return {}
+    found = val or measure(trained.runner, trained.samples, trained.choosing)
+    if found.scores is None:
         return {}
     return choose_thresholds(task, trained.samples.data.y[trained.choosing], found.scores, rule=config.threshold)
 
@@ -187,27 +191,24 @@ def _unit(rows: NDArray[Any]) -> NDArray[np.float64]:
     return unit
 
 
-def _judge(config: FinetuneConfig, trained: Trained, cuts: Sequence[float]) -> dict[str, Measured]:
-    """Judge val and test rows.
-
-    The thresholds were chosen on val rows, where they would flatter: these are cut at 0.5.
-    """
-    judged: dict[str, Measured] = {}
-    for split, thresholds in (("val", 0.5), ("test", cuts or 0.5)):
-        rows = trained.samples.data.rows(split)
-        if not len(rows):
-            continue
-        judged[split] = measure(
-            trained.runner,
-            trained.samples,
-            rows,
-            thresholds=thresholds,
-            n_boot=config.bootstrap,
-            min_positives=config.min_positives,
-            seed=config.seed,
-            write=True,
-        )
-    return judged
+def _judge(
+    config: FinetuneConfig, trained: Trained, split: str, thresholds: Sequence[float] | float
+) -> dict[str, Measured]:
+    """Judge the rows of a split, under its name; nothing where it has none."""
+    rows = trained.samples.data.rows(split)
+    if not len(rows):
+        return {}
+    found = measure(
+        trained.runner,
+        trained.samples,
+        rows,
+        thresholds=thresholds,
+        n_boot=config.bootstrap,
+        min_positives=config.min_positives,
+        seed=config.seed,
+        write=True,
+    )
+    return {split: found}
 
 
 def identity(config: Mapping[str, Any], manifest_digest: str) -> str:

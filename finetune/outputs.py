@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,7 +46,7 @@ class Outputs:
     inputs: Any = None
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A loss, with the parameters it learns: a temperature, a classifier, a decoder.
 
     ``forward(outputs)`` returns a scalar. With several processes the gradients of the loss, averaged over the
@@ -62,9 +63,9 @@ class Objective(nn.Module):
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
 
+    @abstractmethod
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of a batch."""
-        raise NotImplementedError
 
     def measures(self) -> dict[str, float]:
         """Return values that are worth following beside the loss, such as a temperature."""
