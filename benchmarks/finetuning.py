@@ -10,7 +10,6 @@ A run that is finished in the work directory is not made again.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shlex
@@ -20,9 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from heads.evaluation.paired import paired_difference
+from heads.difference import difference
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, TEXTS = "offline:efficientnet-lite0", "offline:minilm"
@@ -153,38 +150,12 @@ def classified(runs: Mapping[str, Path]) -> list[str]:
     metrics = ["roc_auc", "average_precision", "log_loss"] if binary else ["accuracy", "macro_roc_auc", "log_loss"]
     lines = [f"| | {' | '.join(metrics)} |", "|---|" + "---|" * len(metrics)]
     for run, record in records.items():
-        cells = []
-        for metric in metrics:
-            text = shown(record["metrics"]["test"][metric])
-            if run != "probe":
-                text += f", {difference(runs['probe'], runs[run], record['task'], metric)}"
-            cells.append(text)
+        cells = [shown(record["metrics"]["test"][metric]) for metric in metrics]
+        if run != "probe":
+            tested = difference(runs[run], [runs["probe"]], metrics=metrics).differences
+            cells = [f"{cell}, {each.text}, p = {each.p:.2g}" for cell, each in zip(cells, tested, strict=True)]
         lines.append(f"| {run} | {' | '.join(cells)} |")
     return lines
-
-
-def difference(probe: Path, run: Path, task: Mapping[str, Any], metric: str) -> str:
-    """Return the difference of a run to the probe on the same test rows, with interval and p."""
-    ours, theirs = test_rows(run), test_rows(probe)
-    names = sorted(ours)
-    if names != sorted(theirs):
-        raise SystemExit(f"{run} and {probe} were judged on other rows")
-    classes = task["classes"]
-    y = np.array([classes.index(ours[name]["true"]) for name in names])
-    sides = []
-    for rows in (ours, theirs):
-        scores = np.array([[float(rows[name][f"prob[{each}]"]) for each in classes] for name in names])
-        sides.append(scores[:, 1] if task["kind"] == "binary" else scores)
-    found = paired_difference(
-        task["kind"], y, *sides, metric=metric, groups=np.array([ours[name]["group"] or name for name in names])
-    )
-    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p = {found.p:.2g}"
-
-
-def test_rows(run: Path) -> dict[str, dict[str, str]]:
-    """Return the predictions of a run's test rows by id."""
-    with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        return {row["id"]: row for row in csv.DictReader(file) if row["split"] == "test"}
 
 
 def retrieved(runs: Mapping[str, Path]) -> list[str]:
