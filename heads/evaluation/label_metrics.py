@@ -30,12 +30,14 @@ def binary(
     if np.isnan(y).any():
         raise HeadError("y_true: a binary task needs every label; leave samples without one out")
     sums, values = _label_values(y[:, None], scores[:, None], np.array([_as_float(thresholds)]), plan)
-    tp, fp, fn, tn = (int(count) for count in sums[0, 0, :LABEL_COUNTS])
+    tp, fp, fn, tn = np.moveaxis(sums[:, 0, :LABEL_COUNTS], 1, 0)
+    both = micro_and_weighted(*(np.stack(counts, 1) for counts in ((tn, tp), (fn, fp), (fp, fn))))
     return {
         "prevalence": float(y.mean()),
         "threshold": _as_float(thresholds),
         **series({name: of_label[:, 0] for name, of_label in values.items() if name not in _ALIASES}),
-        "confusion": {"classes": list(classes), "counts": [[tn, fp], [fn, tp]]},
+        **series({name: value for name, value in both.items() if name.startswith("weighted_")}),
+        "confusion": {"classes": list(classes), "counts": [[int(tn[0]), int(fp[0])], [int(fn[0]), int(tp[0])]]},
     }
 
 
