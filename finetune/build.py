@@ -155,7 +155,7 @@ def with_cached_depth(config: FinetuneConfig, towers: Towers, store: FeatureStor
     Raises
     ------
     EncoderError
-        If another policy than ``last:K`` is used, samples are augmented, or the network cannot be cut there.
+        If the policy is not ``last:K`` in every epoch, samples are augmented, or the network cannot be cut there.
     """
     policy = Policy.parse(config.unfreeze)
     return replace(towers, tower=PartialTower(towers.tower, policy, store, augmented=bool(config.augment)))
@@ -285,7 +285,7 @@ def groups_of(config: FinetuneConfig, built: Built) -> list[dict[str, Any]]:
         parts["aggregator"] = (model.aggregator, 1.0)
     for name, policy in policies.items():
         tower: Tower = getattr(model, name)
-        policy.apply(tower.network, config.epochs)
+        policy.apply(tower.network, config.epochs - 1)
         parts[name] = (tower.network, rates[name])
         if tower.projection is not None:
             parts[f"{name} projection"] = (tower.projection, 1.0)

@@ -36,8 +36,9 @@ class FinetuneConfig(ManifestConfig):
     )
     unfreeze: str = Field(
         default="none",
-        description="what is trained of --encoder: none, last:K blocks, all, gradual:E:K (nothing for E epochs, then "
-        "the last K blocks and the norms), lora:R",
+        description="what is trained of --encoder: none, last:K blocks, all, frozen:S (all but the share S of the "
+        "blocks, from 0 for all to 1 for none) or frozen:S:FORM:E (a share that goes down to S in E epochs, constant, "
+        "linear, cosine or step), gradual:E:K (nothing for E epochs, then the last K blocks and the norms), lora:R",
     )
     text_unfreeze: str | None = Field(default=None, description="the same of --text-encoder; default: as --unfreeze")
     dim: PositiveInt | None = Field(

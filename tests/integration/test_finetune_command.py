@@ -184,10 +184,12 @@ def test_two_runs_end_with_the_same_record_and_weights(tuned) -> None:
     assert list((other / "tensorboard").iterdir())
 
 
-@pytest.mark.parametrize("steps", [2, 3, 5])
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tuned, monkeypatch, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("policy", "steps"), [("gradual:1:1", 2), ("gradual:1:1", 3), ("gradual:1:1", 5), ("frozen:0.5:step:1", 4)]
+)
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tuned, monkeypatch, policy: str, steps: int) -> None:
     """Stopped within an epoch, at its end, and within the second."""
-    options = ["--unfreeze", "gradual:1:1", "--lr", "0.01"]
+    options = ["--unfreeze", policy, "--lr", "0.01"]
     _, whole = tuned(*options, out="whole")
     done, step = [0], Loop._step
 
@@ -402,6 +404,18 @@ def test_a_cached_depth_trains_the_same_upper_blocks(tuned, frostline, tmp_path:
     assert "augment" in refused.error
 
 
+def test_a_frozen_share_is_the_blocks_that_it_leaves(tuned) -> None:
+    """Half of two blocks, from the second epoch on; an epoch that a run does not reach has no part in it."""
+    (_, last), (_, frozen) = tuned("--unfreeze", "last:1", out="last"), tuned("--unfreeze", "frozen:0.5", out="frozen")
+    assert_same_weights(last, frozen)
+    _, unreached = tuned("--unfreeze", "frozen:0.5:step:2", out="unreached")
+    assert record_of(unreached)["parameters"]["encoder"]["trained"] == 0
+    assert record_of(frozen)["parameters"]["encoder"] == record_of(last)["parameters"]["encoder"]
+    cached, _ = tuned("--unfreeze", "frozen:0.5:linear:2", "--cache-depth", out="cached")
+    assert cached.code == 2
+    assert "nothing but last:K" in cached.error
+
+
 @pytest.mark.parametrize("aggregate", ["mean", "transformer:1:4"])
 def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, aggregate: str) -> None:
     """Two pictures of a patient are a study here, whose colour is that of its first: every second row says nothing."""
@@ -430,16 +444,20 @@ def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, 
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, tmp_path: Path) -> None:
-    options = ["--text", "caption", "--text-encoder", clip, "--unfreeze", "last:1", "--lr", "0.01"]
+@pytest.mark.parametrize(("policy", "epochs", "port"), [("last:1", 1, 29617), ("frozen:0:linear:2", 3, 29618)])
+def test_two_processes_train_as_one(
+    tuned, clip: str, pairs: Path, tmp_path: Path, policy: str, epochs: int, port: int
+) -> None:
+    """Also where other parameters train from one epoch to the next: nothing, a block, everything."""
+    options = ["--text", "caption", "--text-encoder", clip, "--unfreeze", policy, "--lr", "0.01"]
     objective = "classification,contrastive"
-    result, one = tuned(*options, objective=objective, epochs=1)
+    result, one = tuned(*options, objective=objective, epochs=epochs)
     assert result.code == 0, result.err
     two = tmp_path / "two"
     command = ["finetune", pairs, "--input", "path", "--encoder", clip, "--split", "split", "--group", "patient"]
-    command += ["--target", "label", "--objective", objective, "--epochs", 1, "--batch-size", 8, "--bootstrap", 20]
-    arguments = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
-    arguments += ["-m", "cli", *map(str, [*command, *options, "--out", two])]
+    command += ["--target", "label", "--objective", objective, "--epochs", epochs, "--batch-size", 8, "--bootstrap", 20]
+    arguments = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    arguments = [str(each) for each in [*arguments, "-m", "cli", *command, *options, "--out", two]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
