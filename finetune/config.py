@@ -83,10 +83,16 @@ class FinetuneConfig(ManifestConfig):
     lr_floor: float = Field(default=0.0, ge=0, lt=1, description="share of the peak that the learning rate ends at")
     clip_norm: float = Field(default=1.0, gt=0, description="norm that gradients are clipped to")
     choose: str = Field(
-        default="loss", description="what chooses the best epoch, on val rows or an inner split: loss, or a metric"
+        default="loss",
+        description="what chooses the best epoch or step: loss or a metric, on val rows or an inner split",
+    )
+    judge_every: PositiveInt | None = Field(
+        default=None,
+        description="steps of the optimizer between two looks at the rows that choose; default: those of an epoch",
     )
     patience: PositiveInt | None = Field(
-        default=None, description="stop after so many epochs without a better one; default: never"
+        default=None,
+        description="stop after so many epochs, or looks of --judge-every, without a better one; default: never",
     )
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="share of the training rows that choose the epoch where there is no val"

@@ -38,11 +38,11 @@ class FinetuneRecord(StableRecord):
         Per part of the network how many parameters it has (``all``) and how many were ever trained (``trained``).
     training
         ``epochs`` that were made, ``steps``, the ``last_step`` there could have been, what the rows that chose the
-        epoch were worth ``before`` any training,
-        ``best_epoch``, ``best_value`` and what it was ``chosen_by`` and ``chosen_on``,
-        ``processes``, and the objectives' ``measures`` at the best epoch, such as a temperature.
+        epoch were worth ``before`` any training, the ``looks`` at them, as steps that had been made,
+        ``best_epoch``, ``best_step``, ``best_value`` and what it was ``chosen_by`` and ``chosen_on``,
+        ``processes``, and the objectives' ``measures`` at the best step, such as a temperature.
     history
-        Per epoch the mean ``train/...`` and ``val/...`` values.
+        Per look the mean ``train/...`` since the one before, and the ``val/...`` values.
     metrics
         Per judged split: of a task what `heads.evaluation.metrics.evaluate` returned, of pairs ``retrieval``, of
         captions ``captions``.
