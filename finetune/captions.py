@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,8 @@ class CaptionTokenizer:
     Parameters
     ----------
     tokenizer
-        A tokenizer of transformers with tokens for the end (``[SEP]``, else EOS) and padding; it is copied. Captions
+        A tokenizer of transformers with tokens for the end (``[SEP]``, else EOS) and padding; its owner names the
+        settings of every call, which are its state. Captions
         begin with ``[CLS]``, else BOS, else as those of T5 with the padding.
 
     Attributes
@@ -62,8 +62,8 @@ class CaptionTokenizer:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        # Tokenizers keep the settings of their last call as state, and this one's owner goes on using it.
-        self._tokenizer = deepcopy(tokenizer)
+        # No copy: that of CLIP's forgets how words end.
+        self._tokenizer = tokenizer
         # Word pieces are joined with a space before each punctuation mark; byte pairs hold the spaces of the text.
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._is_spaced = type(getattr(backend, "model", None)).__name__ != "BPE"

@@ -364,7 +364,7 @@ def test_captions_have_a_length_and_a_vocabulary(tuned, frostline, clip: str, pa
     with (tmp_path / "captions.csv").open() as file:
         again = {row["id"]: row["written"] for row in csv.DictReader(file)}
     assert {name: again[name] for name in written} == written
-    # A caption that does not end has a beginning and five letters.
+    # A caption that does not end has a beginning and five letters, the last of each word by itself.
     assert max(len(text.replace(" ", "")) for text in again.values()) <= 5
     judged = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
     assert judged.json["metrics"]["captions"] == record_of(run)["metrics"]["test"]["captions"]

@@ -125,3 +125,15 @@ def test_an_encoder_without_a_tokenizer_of_transformers_is_refused(minilm) -> No
     encoder = TextEncoder(spec=minilm.spec, tokenize=lambda _: Tokens({}, 0), compute=len, device="cpu")
     with pytest.raises(ConfigError, match=r"open_clip:x has no tokenizer of transformers; .*offline:minilm"):
         CaptionTokenizer.of_encoder(encoder, "open_clip:x")
+
+
+def test_words_of_byte_pairs_are_written_as_they_were(tmp_path) -> None:
+    from transformers import CLIPTokenizer
+
+    characters = ["<|startoftext|>", "<|endoftext|>", *"abcdeghnorstw.", *(f"{each}</w>" for each in "abcdeghnorstw.")]
+    tokenizer = CLIPTokenizer(vocab={token: i for i, token in enumerate(characters)}, merges=[], model_max_length=24)
+    captions = CaptionTokenizer(tokenizer)
+    ids, _ = captions.encode(["a dog sat on the road .", "two cats"])
+    captions.save(tmp_path)
+    for each in (captions, CaptionTokenizer.load(tmp_path)):
+        assert each.decode(ids) == ["a dog sat on the road .", "two cats"]
