@@ -11,24 +11,27 @@ from torch import nn
 from data.errors import ConfigError
 from data.manifest import Modality, Source
 from featurestore.store import FeatureStore
+from featurestore.text_encoder import TextEncoder
 from featurestore.weights import seeded
 from finetune.aggregator import Aggregate
-from finetune.captions import CaptionTokenizer
+from finetune.captions import DEFAULT_VOCABULARY, CaptionTokenizer
 from finetune.config import FinetuneConfig
 from finetune.errors import FinetuneError
 from finetune.feed import Known
 from finetune.groups import parameter_groups
 from finetune.model import Model
+from finetune.objectives.captioning import Captioning
 from finetune.objectives.classification import Classification
 from finetune.objectives.weighted import Weighted, parse_weight
 from finetune.outputs import Objective
-from finetune.pairs import number_texts
+from finetune.pairs import number_targets, number_texts
 from finetune.partial import PartialTower
 from finetune.registry import make_objective, objective_class, split_settings
-from finetune.samples import Samples
+from finetune.samples import Samples, weights_of
 from finetune.towers import Tower, load_tower
 from finetune.unfreeze import Policy
 from finetune.warm_start import classifier_from_run
+from heads.params import parse_params
 
 DIM = 512
 """Length of the common space where none is given and the towers' own lengths differ."""
@@ -68,12 +71,15 @@ class Built:
         What objectives know of the samples.
     captions
         Makes token numbers of texts; None where nothing asks for them.
+    remarks
+        What a reader should know of it.
     """
 
     model: Model
     policies: dict[str, Policy]
     known: Known
     captions: CaptionTokenizer | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def check_options(config: FinetuneConfig) -> None:
@@ -89,13 +95,11 @@ def check_options(config: FinetuneConfig) -> None:
             raise ConfigError(
                 f"--{option.replace('_', '-')}: is of pairs, and no --text-encoder was named; leave it out"
             )
-    needs = {name: objective_class(name).needs for name in config.objective}
-    split_settings(config.set, config.objective)
     for tower in (config.unfreeze, config.text_unfreeze or config.unfreeze):
         Policy.parse(tower)
-    needed = frozenset().union(*needs.values())
+    needed = needed_by(config)
     wanting = {
-        "--target": ("targets" in needed, bool(config.target)),
+        "--target": (bool(needed & {"targets", "target_ids"}), bool(config.target)),
         "--text": (bool(needed & {"texts", "captions"}), config.text is not None),
         "--text-encoder": ("texts" in needed, config.text_encoder is not None),
     }
@@ -115,6 +119,10 @@ def check_options(config: FinetuneConfig) -> None:
         raise ConfigError("--aggregate and --max-views are for studies of several inputs; name their column with --bag")
     if config.cache_depth and "masked" in config.objective:
         raise ConfigError("--cache-depth: masked modelling hides parts of the input itself; leave one of them out")
+    if config.sample_weight is not None and not any(objective_class(name).weighted for name in config.objective):
+        raise ConfigError(
+            f"--sample-weight: nothing of --objective {','.join(config.objective)} weighs its samples; leave it out"
+        )
     if config.warm_start is not None and "classification" not in config.objective:
         raise ConfigError("--warm-start: needs --objective classification, whose classifier begins with that head")
 
@@ -199,8 +207,9 @@ def build(
     with seeded(config.seed):
         if text_tower is not None:
             _project(tower, text_tower, config.dim)
+        remarks: list[str] = []
         if captions is None and "captions" in needed_by(config):
-            captions = _caption_tokenizer(config, text_tower)
+            captions, remarks = _caption_tokenizer(config, text_tower)
         objectives = _objectives(config, samples, tower, captions)
         aggregator = Aggregate.parse(config.aggregate).make(_dim_of(tower)) if samples.are_studies else None
     if config.warm_start is not None and tower.projection is not None:
@@ -215,18 +224,21 @@ def build(
         classification.start_from(classifier_from_run(config.warm_start, spec, samples.task))
     weights = {name: parse_weight(weight) for name, weight in config.weight.items()}
     made = Weighted(objectives, weights)
+    known = _known(config, samples, objectives)
     model = Model(tower, text_tower, made, aggregator=aggregator, device=torch.device(device))
     return Built(
         model=model,
         policies=policies,
-        known=_known(config, samples, captions),
+        known=known,
         captions=captions,
+        remarks=(*remarks, *_cut(objectives, samples)),
     )
 
 
 def needed_by(config: FinetuneConfig) -> frozenset[str]:
     """Return the fields of `Outputs` that the objectives of a run need."""
-    return frozenset[str]().union(*(objective_class(name).needs for name in config.objective))
+    settings = split_settings(config.set, config.objective)
+    return frozenset[str]().union(*(objective_class(name).needed(settings[name]) for name in config.objective))
 
 
 def text_sources(texts: tuple[str, ...]) -> tuple[Source, ...]:
@@ -247,11 +259,35 @@ def _dim_of(tower: Tower) -> int:
     return tower.projection.out_features if isinstance(tower.projection, nn.Linear) else tower.dim
 
 
-def _caption_tokenizer(config: FinetuneConfig, text_tower: Tower | None) -> CaptionTokenizer:
-    if text_tower is not None:
-        return CaptionTokenizer.of_encoder(text_tower.encoder, text_tower.name)
-    name = config.text_encoder or "offline:minilm"
-    return CaptionTokenizer.of_encoder(load_tower(name, modality="text", device="cpu").encoder, name)
+def _caption_tokenizer(config: FinetuneConfig, text_tower: Tower | None) -> tuple[CaptionTokenizer, list[str]]:
+    """Return the captions' tokenizer, and a remark where it is not that of the text tower."""
+    remarks = []
+    named = parse_params(Captioning, split_settings(config.set, config.objective)["captioning"]).get("vocabulary")
+    if named is None and text_tower is not None:
+        assert isinstance(text_tower.encoder, TextEncoder)
+        if text_tower.encoder.vocabulary is not None:
+            return CaptionTokenizer.of_encoder(text_tower.encoder, text_tower.name), []
+        named = DEFAULT_VOCABULARY
+        remarks.append(
+            f"captions are made of the words of {named}, since {text_tower.name} has no tokenizer of transformers; "
+            f"--set captioning.vocabulary names another"
+        )
+    name = named or config.text_encoder or DEFAULT_VOCABULARY
+    options: Any = {"device": "cpu", "trust_remote_code": config.trust_remote_code}
+    return CaptionTokenizer.of_encoder(load_tower(name, modality="text", **options).encoder, name), remarks
+
+
+def _cut(objectives: dict[str, Objective], samples: Samples) -> list[str]:
+    """Return a remark where captions were too long."""
+    captioning = objectives.get("captioning")
+    if not isinstance(captioning, Captioning) or samples.texts is None or not captioning.tokenizer.truncated:
+        return []
+    cut, longest = captioning.tokenizer.truncated, captioning.max_length
+    remark = (
+        f"{cut} of {len(samples.texts)} captions are longer than {longest} tokens and were cut; --set "
+        f"captioning.max_length allows longer ones"
+    )
+    return [remark]
 
 
 def _objectives(
@@ -301,13 +337,22 @@ def groups_of(config: FinetuneConfig, built: Built) -> list[dict[str, Any]]:
     return groups
 
 
-def _known(config: FinetuneConfig, samples: Samples, captions: CaptionTokenizer | None) -> Known:
+def _known(config: FinetuneConfig, samples: Samples, objectives: dict[str, Objective]) -> Known:
     needed = needed_by(config)
-    numbers = tokens = mask = None
+    numbers = alike = tokens = mask = None
     if samples.texts is not None and "text_ids" in needed:
         numbers = number_texts(samples.texts).numpy()
-    if samples.texts is not None and captions is not None:
-        ids, there = captions.encode(samples.texts)
+    if samples.task is not None and "target_ids" in needed:
+        alike = number_targets(samples.data.y, samples.task.kind)
+    captioning = objectives.get("captioning")
+    if samples.texts is not None and isinstance(captioning, Captioning):
+        ids, there = captioning.tokenizer.encode(samples.texts, max_length=captioning.max_length)
         tokens, mask = ids.numpy(), there.numpy()
-    targets = samples.data.y if "targets" in needed else None
-    return Known(targets=targets, text_ids=numbers, captions=tokens, caption_mask=mask)
+    return Known(
+        targets=samples.data.y if "targets" in needed else None,
+        text_ids=numbers,
+        target_ids=alike,
+        weights=weights_of(config, samples),
+        captions=tokens,
+        caption_mask=mask,
+    )

@@ -29,6 +29,11 @@ class FinetuneConfig(ManifestConfig):
     min_positives: int = Field(
         default=1, ge=1, description="labels with fewer positives are left out of macro averages"
     )
+    sample_weight: str | None = Field(
+        default=None,
+        description="column of how much each training row counts, such as the severity of a finding: classification, "
+        "contrastive and sigmoid weigh by it; other rows are not read",
+    )
     objective: Names = Field(
         min_length=1,
         description="what is minimised: classification, contrastive, sigmoid, triplet, captioning, masked; "

@@ -31,12 +31,18 @@ class Known:
         As `data.task` encodes them.
     text_ids
         Numbers that are equal where texts are, shape (n,).
+    target_ids
+        Numbers that are equal where targets are known and equal, shape (n,).
+    weights
+        How much each sample counts, shape (n,).
     captions, caption_mask
         Token numbers of the texts, padded, shape (n, l).
     """
 
     targets: NDArray[Any] | None = None
     text_ids: NDArray[np.int64] | None = None
+    target_ids: NDArray[np.int64] | None = None
+    weights: NDArray[np.float32] | None = None
     captions: NDArray[np.int64] | None = None
     caption_mask: NDArray[np.bool_] | None = None
 
@@ -49,6 +55,8 @@ class Known:
         return Outputs(
             targets=some(self.targets),
             text_ids=some(self.text_ids),
+            target_ids=some(self.target_ids),
+            weights=some(self.weights),
             captions=some(self.captions),
             caption_mask=some(self.caption_mask),
         )

@@ -89,6 +89,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         decoder = Decoder(towers.tower, config.workers, progress)
         samples, remarks = load_samples(config, manifest, store, decoder, progress)
     built = build(config, samples, towers, device=device)
+    remarks += built.remarks
     groups = groups_of(config, built)
     train, choosing = samples.choosing(config.validation_fraction, config.seed)
     remarks += seen_by_head(config, samples, choosing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,6 +29,10 @@ class Outputs:
         As `data.task` encodes them, shape (b,) or (b, k); NaN or -1 where missing.
     text_ids
         Numbers that are equal where texts are, int64, shape (b,).
+    target_ids
+        Numbers that are equal where targets are known and equal, int64, shape (b,).
+    weights
+        How much each sample counts, not negative, float32, shape (b,); None where all count the same.
     captions
         Token numbers of the texts, from the beginning of a text to its end, then padding: int64, shape (b, l).
     caption_mask
@@ -41,6 +46,8 @@ class Outputs:
     tokens: Tensor | None = None
     targets: Tensor | None = None
     text_ids: Tensor | None = None
+    target_ids: Tensor | None = None
+    weights: Tensor | None = None
     captions: Tensor | None = None
     caption_mask: Tensor | None = None
     inputs: Any = None
@@ -57,11 +64,19 @@ class Objective(nn.Module, ABC):
     name
         As in ``--objective``.
     needs
-        The fields of `Outputs` that have to be there.
+        The fields of `Outputs` that have to be there, whatever the settings.
+    weighted
+        Whether it heeds `Outputs.weights`.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
+    weighted: ClassVar[bool] = False
+
+    @classmethod
+    def needed(cls, settings: Mapping[str, Any]) -> frozenset[str]:  # noqa: ARG003 -- some needs follow from settings
+        """Return the fields of `Outputs` that have to be there with some settings, not yet parsed."""
+        return cls.needs
 
     @abstractmethod
     def forward(self, outputs: Outputs) -> Tensor:

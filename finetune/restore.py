@@ -28,6 +28,7 @@ _AS_HANDED_BACK = {
     "pooling": "auto",
     "text_pooling": "auto",
     "warm_start": None,
+    "sample_weight": None,
     "augment": (),
     "cache_depth": False,
     "allow_leakage": True,
@@ -122,4 +123,4 @@ def restore(
         last_step=record.training["last_step"],
         seed=config.seed,
     )
-    return Restored(config=config, task=task, samples=samples, runner=runner, remarks=remarks)
+    return Restored(config=config, task=task, samples=samples, runner=runner, remarks=[*remarks, *built.remarks])
