@@ -15,6 +15,7 @@ from featurestore.weights import seeded
 from finetune.aggregator import Aggregate
 from finetune.captions import CaptionTokenizer
 from finetune.config import FinetuneConfig
+from finetune.consistency import Consistency
 from finetune.errors import FinetuneError
 from finetune.feed import Known
 from finetune.groups import parameter_groups
@@ -111,8 +112,13 @@ def check_options(config: FinetuneConfig) -> None:
     Aggregate.parse(config.aggregate)
     if config.bag is not None and "captioning" in config.objective:
         raise ConfigError("--bag: a caption is written from the tokens of one input; leave --bag or captioning out")
-    if config.bag is None and (config.aggregate != "mean" or config.max_views is not None):
-        raise ConfigError("--aggregate and --max-views are for studies of several inputs; name their column with --bag")
+    for option in ("aggregate", "max_views", "single_view", "view_dropout", "consistency"):
+        if config.bag is None and getattr(config, option) != FinetuneConfig.model_fields[option].default:
+            raise ConfigError(
+                f"--{option.replace('_', '-')}: is for studies of several inputs; name their column with --bag"
+            )
+    if Consistency.name in config.weight:
+        raise ConfigError("--weight consistency: its weight is what --consistency says; leave it out of --weight")
     if config.cache_depth and "masked" in config.objective:
         raise ConfigError("--cache-depth: masked modelling hides parts of the input itself; leave one of them out")
     if config.warm_start is not None and "classification" not in config.objective:
@@ -214,6 +220,8 @@ def build(
         assert samples.task is not None  # it is what the classifier learns
         classification.start_from(classifier_from_run(config.warm_start, spec, samples.task))
     weights = {name: parse_weight(weight) for name, weight in config.weight.items()}
+    if config.consistency:
+        objectives[Consistency.name], weights[Consistency.name] = Consistency(), config.consistency
     made = Weighted(objectives, weights)
     model = Model(tower, text_tower, made, aggregator=aggregator, device=torch.device(device))
     return Built(

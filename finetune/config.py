@@ -51,6 +51,21 @@ class FinetuneConfig(ManifestConfig):
         default=None,
         description="views of a study that are used at most: drawn in training, evenly spaced otherwise; default: all",
     )
+    single_view: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="chance that training sees a study by a single view, drawn anew every epoch",
+    )
+    view_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="chance that training leaves out a view of a study; one always stays"
+    )
+    consistency: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of 1 - cos between the vector of a study and that of one of its views, in training",
+    )
     warm_start: Path | None = Field(
         default=None, description="a run of fit-head on the same features whose head the classifier begins with"
     )

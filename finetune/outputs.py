@@ -20,6 +20,8 @@ class Outputs:
     ----------
     vectors
         Embeddings of the input, in the common space where there is one, not normalised, shape (b, d).
+    single
+        What `vectors` would be if each study had one of its views only, which was drawn, shape (b, d).
     texts
         Those of the samples' texts, shape (b, d).
     tokens
@@ -37,6 +39,7 @@ class Outputs:
     """
 
     vectors: Tensor | None = None
+    single: Tensor | None = None
     texts: Tensor | None = None
     tokens: Tensor | None = None
     targets: Tensor | None = None
@@ -58,10 +61,13 @@ class Objective(nn.Module, ABC):
         As in ``--objective``.
     needs
         The fields of `Outputs` that have to be there.
+    in_evaluation
+        Whether it is a part of the loss of rows that are judged; False of what only regularises training.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
+    in_evaluation: ClassVar[bool] = True
 
     @abstractmethod
     def forward(self, outputs: Outputs) -> Tensor:

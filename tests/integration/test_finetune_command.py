@@ -402,9 +402,9 @@ def test_a_cached_depth_trains_the_same_upper_blocks(tuned, frostline, tmp_path:
     assert "augment" in refused.error
 
 
-@pytest.mark.parametrize("aggregate", ["mean", "transformer:1:4"])
-def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, aggregate: str) -> None:
-    """Two pictures of a patient are a study here, whose colour is that of its first: every second row says nothing."""
+@pytest.fixture
+def studies(pairs: Path) -> Path:
+    """Two pictures of a patient as a study, whose grade is that of its first row: every second row says nothing."""
     with pairs.open() as file:
         rows = list(csv.DictReader(file))
     studies = pairs.parent / "studies.csv"
@@ -413,6 +413,11 @@ def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, 
         table.writeheader()
         for i, row in enumerate(rows):
             table.writerow({**row, "grade": "" if i % 2 else ["high", "low"][i // 2 % 2]})
+    return studies
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "transformer:1:4"])
+def test_studies_of_several_views_are_one_sample(tuned, frostline, studies: Path, aggregate: str) -> None:
     options = ["--bag", "patient", "--aggregate", aggregate, "--max-views", 1, "--unfreeze", "last:1"]
     result, run = tuned(*options, "--target", "grade", manifest=studies)
     assert result.code == 0, result.err
@@ -429,15 +434,68 @@ def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, 
     )
 
 
+VIEWS = ["--single-view", "0.3", "--view-dropout", "0.3", "--consistency", "0.2", "--unfreeze", "last:1"]
+
+
+def test_views_are_drawn_in_training_and_their_consistency_is_a_loss(tuned, studies: Path, frostline) -> None:
+    options = ["--bag", "patient", "--aggregate", "transformer:1:4", "--target", "grade", "--unfreeze", "last:1"]
+    (_, plain), (result, run) = (
+        tuned(*options, manifest=studies, out="plain"),
+        tuned(*options, *VIEWS, manifest=studies),
+    )
+    assert result.code == 0, result.err
+    ours, theirs = record_of(run), record_of(plain)
+    history = ours["history"]
+    total = [a + 0.2 * b for a, b in zip(history["train/classification"], history["train/consistency"], strict=True)]
+    assert history["train/loss"] == pytest.approx(total, rel=1e-6)
+    assert all(0 < each < 1 for each in history["train/consistency"])
+    # What is judged is judged as without these options: every study whole, by the same aggregator, before any training
+    assert ours["training"]["before"] == theirs["training"]["before"]
+    assert history["val/loss"] == history["val/classification"]
+    assert "consistency" not in ours["metrics"]["test"]["losses"]
+    again = frostline("evaluate", run, studies, "--split", "test", "--bootstrap", 20, "--json")
+    assert again.code == 0, again.err
+    assert again.json["metrics"]["losses"] == pytest.approx(ours["metrics"]["test"]["losses"], abs=1e-5)
+
+
+def test_drawn_views_go_on_where_a_run_was_stopped(tuned, studies: Path, monkeypatch) -> None:
+    options = ["--bag", "patient", "--aggregate", "transformer:1:4", "--target", "grade", *VIEWS, "--batch-size", 4]
+    _, whole = tuned(*options, manifest=studies, out="whole")
+    step = Loop._step
+
+    def stopping(self: Loop, passes: Any, epoch: int, number: int, **named: Any) -> Any:
+        if number == 4:
+            raise KeyboardInterrupt
+        return step(self, passes, epoch, number, **named)
+
+    monkeypatch.setattr("finetune.loop.SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_step", stopping)
+        stopped, run = tuned(*options, manifest=studies, out="stopped")
+    assert stopped.code == 130
+    resumed, run = tuned(*options, manifest=studies, out="stopped")
+    assert resumed.code == 0, resumed.err
+    assert_same_weights(whole, run)
+    assert record_of(run)["history"] == record_of(whole)["history"]
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, tmp_path: Path) -> None:
-    options = ["--text", "caption", "--text-encoder", clip, "--unfreeze", "last:1", "--lr", "0.01"]
-    objective = "classification,contrastive"
-    result, one = tuned(*options, objective=objective, epochs=1)
+@pytest.mark.parametrize("of_studies", [False, True])
+def test_two_processes_train_as_one(
+    tuned, clip: str, pairs: Path, studies: Path, tmp_path: Path, *, of_studies: bool
+) -> None:
+    if of_studies:
+        manifest, objective = studies, "classification"
+        options = ["--bag", "patient", "--target", "grade", *VIEWS, "--lr", "0.01"]
+    else:
+        manifest, objective = pairs, "classification,contrastive"
+        options = ["--text", "caption", "--text-encoder", clip, "--unfreeze", "last:1", "--lr", "0.01"]
+        options += ["--target", "label"]
+    result, one = tuned(*options, objective=objective, epochs=1, manifest=manifest)
     assert result.code == 0, result.err
     two = tmp_path / "two"
-    command = ["finetune", pairs, "--input", "path", "--encoder", clip, "--split", "split", "--group", "patient"]
-    command += ["--target", "label", "--objective", objective, "--epochs", 1, "--batch-size", 8, "--bootstrap", 20]
+    command = ["finetune", manifest, "--input", "path", "--encoder", clip, "--split", "split", "--group", "patient"]
+    command += ["--objective", objective, "--epochs", 1, "--batch-size", 8, "--bootstrap", 20]
     arguments = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
     arguments += ["-m", "cli", *map(str, [*command, *options, "--out", two])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -467,6 +525,14 @@ def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, tmp_path: Pat
         (["--text", "caption"], "classification", "leave it out"),
         (["--text-unfreeze", "all"], "classification", "no --text-encoder was named"),
         (["--text-lr", "0.5"], "classification", "no --text-encoder was named"),
+        (["--max-views", "3"], "classification", "--max-views: is for studies"),
+        (["--single-view", "0.3"], "classification", "--single-view: is for studies"),
+        (["--view-dropout", "0.3"], "classification", "--view-dropout: is for studies"),
+        (["--consistency", "0.2"], "classification", "--consistency: is for studies"),
+        (["--bag", "patient", "--view-dropout", "1"], "classification", "less than 1"),
+        (["--bag", "patient", "--single-view", "-0.1"], "classification", "greater than or equal to 0"),
+        (["--bag", "patient", "--consistency", "nan"], "classification", "consistency"),
+        (["--bag", "patient", "--weight", "consistency=1"], "classification", "leave it out of --weight"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(tuned, arguments, objective: str, said: str) -> None:
