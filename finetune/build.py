@@ -27,7 +27,7 @@ from finetune.pairs import number_texts
 from finetune.partial import PartialTower
 from finetune.registry import make_objective, objective_class, split_settings
 from finetune.samples import Samples
-from finetune.towers import Tower, load_tower
+from finetune.towers import Tower, learned_pooling, load_tower
 from finetune.unfreeze import Policy
 from finetune.warm_start import classifier_from_run
 
@@ -109,6 +109,15 @@ def check_options(config: FinetuneConfig) -> None:
         raise ConfigError(
             f"--text-encoder: nothing of --objective {','.join(config.objective)} reads texts; leave it out"
         )
+    for option, pooling, read in (
+        ("pooling", config.pooling, "vectors"),
+        ("text-pooling", config.text_pooling, "texts"),
+    ):
+        if learned_pooling(pooling) and read not in needed:
+            raise ConfigError(
+                f"--{option} {pooling}: nothing of --objective {','.join(config.objective)} reads the vector that it "
+                f"would make; leave it out"
+            )
     Aggregate.parse(config.aggregate)
     if config.bag is not None and "captioning" in config.objective:
         raise ConfigError("--bag: a caption is written from the tokens of one input; leave --bag or captioning out")
@@ -123,6 +132,11 @@ def check_options(config: FinetuneConfig) -> None:
         raise ConfigError("--cache-depth: masked modelling hides parts of the input itself; leave one of them out")
     if config.warm_start is not None and "classification" not in config.objective:
         raise ConfigError("--warm-start: needs --objective classification, whose classifier begins with that head")
+    if config.warm_start is not None and learned_pooling(config.pooling):
+        raise ConfigError(
+            f"--warm-start: that head was fitted on the encoder's own vectors, and --pooling {config.pooling} makes "
+            f"others; leave one of them out"
+        )
 
 
 def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> Towers:
@@ -141,6 +155,7 @@ def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> T
         pooling=config.pooling,
         tokens="tokens" in needed,
         trust_remote_code=config.trust_remote_code,
+        seed=config.seed,
     )
     if "texts" not in needed:
         return Towers(tower=tower, text_tower=None)
@@ -151,6 +166,7 @@ def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> T
         device=device,
         pooling=config.text_pooling,
         trust_remote_code=config.trust_remote_code,
+        seed=config.seed + 1,
     )
     return Towers(tower=tower, text_tower=text_tower)
 
@@ -295,6 +311,8 @@ def groups_of(config: FinetuneConfig, built: Built) -> list[dict[str, Any]]:
         tower: Tower = getattr(model, name)
         policy.apply(tower.network, config.epochs)
         parts[name] = (tower.network, rates[name])
+        if tower.pooling is not None:
+            parts[f"{name} pooling"] = (tower.pooling, 1.0)
         if tower.projection is not None:
             parts[f"{name} projection"] = (tower.projection, 1.0)
     decays = dict.fromkeys(policies, config.layer_decay) if config.layer_decay < 1 else {}

@@ -15,7 +15,11 @@ class FinetuneConfig(ManifestConfig):
 
     encoder: str = Field(min_length=1, description="the encoder that is trained: an id or alias, as of extract")
     text_encoder: str | None = Field(default=None, description="the encoder of the texts that --text names")
-    pooling: str = Field(default="auto", description="how tokens become the vector; default: the encoder's own")
+    pooling: str = Field(
+        default="auto",
+        description="how tokens become the vector: a pooling of the encoder, or trained ones, learned:attention or "
+        "learned:cls_token; default: the encoder's own",
+    )
     text_pooling: str = Field(default="auto", description="the same of --text-encoder")
     text: str | None = Field(default=None, description="column of the text that belongs to each sample")
     target: Names = Field(default=(), description="target column, or several joined by commas")
