@@ -14,7 +14,7 @@ from featurestore.encoder import EncoderOptions
 from featurestore.encoders._token_pooling import TokenPooling
 from featurestore.errors import EncoderError
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling_text import TOKENS
+from featurestore.pooling_text import TOKENS, Pooling
 from featurestore.text_encoder import TextEncoder
 from featurestore.video_encoder import VideoEncoder
 from featurestore.weights import seeded, tensor_digests
@@ -127,9 +127,11 @@ def load_tower(
         If it cannot be trained: it pools several images of a sample, shows no network, or has no tokens where the
         pooling is to be learned.
     ConfigError
-        If there is no such learned pooling.
+        If there is no such learned pooling, or the pooling makes no vector.
     """
     learned = learned_pooling(pooling)
+    if Pooling.parse(pooling).is_tokens:
+        raise ConfigError(f"pooling {pooling}: makes no vector of a sample; choose another, or {_LEARNED}attention")
     options = EncoderOptions(
         modality=modality,
         pooling=TOKENS if learned else pooling,

@@ -600,6 +600,7 @@ def test_two_processes_train_as_one(
         (["--text", "caption"], "classification", "leave it out"),
         (["--text-unfreeze", "all"], "classification", "no --text-encoder was named"),
         (["--text-lr", "0.5"], "classification", "no --text-encoder was named"),
+        (["--pooling", "tokens"], "classification", "makes no vector of a sample"),
         (["--pooling", "learned:max"], "classification", "did you mean 'learned:attention'"),
         (["--pooling", "learned:attention", "--warm-start", "x"], "classification", "makes others"),
         (["--pooling", "learned:attention", "--text", "caption"], "captioning", "reads the vector"),

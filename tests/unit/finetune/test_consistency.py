@@ -13,6 +13,7 @@ from torch.nn.functional import cosine_similarity
 from data.errors import ConfigError
 from finetune.aggregator import MeanOfViews, TransformerOfViews
 from finetune.consistency import Consistency
+from finetune.gradcache import cached_backward
 from finetune.model import Batch, Model
 from finetune.objectives.weighted import Weighted
 from finetune.outputs import Objective, Outputs
@@ -109,6 +110,32 @@ def test_evaluation_leaves_it_out() -> None:
     aggregate = made.aggregator
     assert aggregate is not None
     assert torch.equal(made.outputs(batch()).vectors, aggregate(VIEWS, torch.tensor(COUNTS)))
+
+
+def test_parts_of_a_cached_batch_give_the_gradients_of_the_whole() -> None:
+    torch.manual_seed(2)
+    layer = nn.Linear(DIM, DIM)
+    made = model(MeanOfViews())
+
+    def embed(rows: slice) -> Outputs:
+        counts, firsts = torch.tensor(COUNTS)[rows], torch.tensor([0, 3, 4, 6])
+        own = slice(int(firsts[rows.start]), int(firsts[rows.stop]))
+        alone = ALONE[rows] - own.start
+        outputs = made.outputs(
+            Batch(rows=np.arange(3)[rows], inputs=layer(VIEWS[own]), views=counts, alone=alone, known=Outputs())
+        )
+        return Outputs(vectors=outputs.vectors, single=outputs.single)
+
+    found = []
+    for backward in (
+        lambda: Consistency()(embed(slice(0, 3))).backward(),
+        lambda: cached_backward(embed, [slice(0, 2), slice(2, 3)], Consistency()),
+    ):
+        layer.zero_grad()
+        backward()
+        found.append(layer.weight.grad.clone())
+    assert found[0].abs().max() > 1e-3
+    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-5)
 
 
 def test_it_is_no_objective_to_train_by_alone() -> None:
