@@ -16,6 +16,7 @@ from featurestore.weights import seeded
 from finetune.aggregator import Aggregate
 from finetune.captions import DEFAULT_VOCABULARY, CaptionTokenizer
 from finetune.config import FinetuneConfig
+from finetune.consistency import Consistency
 from finetune.errors import FinetuneError
 from finetune.feed import Known
 from finetune.groups import parameter_groups
@@ -28,7 +29,7 @@ from finetune.pairs import number_targets, number_texts
 from finetune.partial import PartialTower
 from finetune.registry import make_objective, objective_class, split_settings
 from finetune.samples import Samples, weights_of
-from finetune.towers import Tower, load_tower
+from finetune.towers import Tower, learned_pooling, load_tower
 from finetune.unfreeze import Policy
 from finetune.warm_start import classifier_from_run
 from heads.params import parse_params
@@ -112,11 +113,25 @@ def check_options(config: FinetuneConfig) -> None:
         raise ConfigError(
             f"--text-encoder: nothing of --objective {','.join(config.objective)} reads texts; leave it out"
         )
+    for option, pooling, read in (
+        ("pooling", config.pooling, "vectors"),
+        ("text-pooling", config.text_pooling, "texts"),
+    ):
+        if learned_pooling(pooling) and read not in needed:
+            raise ConfigError(
+                f"--{option} {pooling}: nothing of --objective {','.join(config.objective)} reads the vector that it "
+                f"would make; leave it out"
+            )
     Aggregate.parse(config.aggregate)
     if config.bag is not None and "captioning" in config.objective:
         raise ConfigError("--bag: a caption is written from the tokens of one input; leave --bag or captioning out")
-    if config.bag is None and (config.aggregate != "mean" or config.max_views is not None):
-        raise ConfigError("--aggregate and --max-views are for studies of several inputs; name their column with --bag")
+    for option in ("aggregate", "max_views", "single_view", "view_dropout", "consistency"):
+        if config.bag is None and getattr(config, option) != FinetuneConfig.model_fields[option].default:
+            raise ConfigError(
+                f"--{option.replace('_', '-')}: is for studies of several inputs; name their column with --bag"
+            )
+    if Consistency.name in config.weight:
+        raise ConfigError("--weight consistency: its weight is what --consistency says; leave it out of --weight")
     if config.cache_depth and "masked" in config.objective:
         raise ConfigError("--cache-depth: masked modelling hides parts of the input itself; leave one of them out")
     if config.sample_weight is not None and not any(objective_class(name).weighted for name in config.objective):
@@ -125,6 +140,11 @@ def check_options(config: FinetuneConfig) -> None:
         )
     if config.warm_start is not None and "classification" not in config.objective:
         raise ConfigError("--warm-start: needs --objective classification, whose classifier begins with that head")
+    if config.warm_start is not None and learned_pooling(config.pooling):
+        raise ConfigError(
+            f"--warm-start: that head was fitted on the encoder's own vectors, and --pooling {config.pooling} makes "
+            f"others; leave one of them out"
+        )
 
 
 def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> Towers:
@@ -143,6 +163,7 @@ def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> T
         pooling=config.pooling,
         tokens="tokens" in needed,
         trust_remote_code=config.trust_remote_code,
+        seed=config.seed,
     )
     if "texts" not in needed:
         return Towers(tower=tower, text_tower=None)
@@ -153,6 +174,7 @@ def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> T
         device=device,
         pooling=config.text_pooling,
         trust_remote_code=config.trust_remote_code,
+        seed=config.seed + 1,
     )
     return Towers(tower=tower, text_tower=text_tower)
 
@@ -223,6 +245,8 @@ def build(
         assert samples.task is not None  # it is what the classifier learns
         classification.start_from(classifier_from_run(config.warm_start, spec, samples.task))
     weights = {name: parse_weight(weight) for name, weight in config.weight.items()}
+    if config.consistency:
+        objectives[Consistency.name], weights[Consistency.name] = Consistency(), config.consistency
     made = Weighted(objectives, weights)
     known = _known(config, samples, objectives)
     model = Model(tower, text_tower, made, aggregator=aggregator, device=torch.device(device))
@@ -323,6 +347,8 @@ def groups_of(config: FinetuneConfig, built: Built) -> list[dict[str, Any]]:
         tower: Tower = getattr(model, name)
         policy.apply(tower.network, config.epochs - 1)
         parts[name] = (tower.network, rates[name])
+        if tower.pooling is not None:
+            parts[f"{name} pooling"] = (tower.pooling, 1.0)
         if tower.projection is not None:
             parts[f"{name} projection"] = (tower.projection, 1.0)
     decays = dict.fromkeys(policies, config.layer_decay) if config.layer_decay < 1 else {}

@@ -45,6 +45,7 @@ from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import load_samples, read_rows, seen_by_head, store_of
 from finetune.tracking import Tracker, check_trackers, open_trackers, tell
+from finetune.views import ViewChoice
 from heads.errors import RunError
 from heads.evaluation.thresholds import parse_rule
 from heads.record import FILE
@@ -105,8 +106,13 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
             texts=None if samples.texts is None else text_sources(samples.texts),
             known=built.known,
             augment=make_augment(config.augment, config.seed),
-            max_views=config.max_views,
-            seed=config.seed,
+            views=ViewChoice(
+                limit=config.max_views,
+                single=config.single_view,
+                dropout=config.view_dropout,
+                alone=config.consistency > 0,
+                seed=config.seed,
+            ),
         ),
         accelerator=accelerator,
         batch_size=config.batch_size,

@@ -249,8 +249,10 @@ def _parameters(trained: Trained) -> dict[str, dict[str, int]]:
     model = trained.built.model
     parts: dict[str, nn.Module | None] = {
         "encoder": model.tower.network,
+        "pooling": model.tower.pooling,
         "projection": model.tower.projection,
         "text encoder": model.text_tower.network if model.text_tower else None,
+        "text pooling": model.text_tower.pooling if model.text_tower else None,
         "text projection": model.text_tower.projection if model.text_tower else None,
         "aggregator": model.aggregator,
         **dict(model.objectives.items()),

@@ -21,6 +21,8 @@ class Outputs:
     ----------
     vectors
         Embeddings of the input, in the common space where there is one, not normalised, shape (b, d).
+    single
+        What `vectors` would be if each study had one of its views only, which was drawn, shape (b, d).
     texts
         Those of the samples' texts, shape (b, d).
     tokens
@@ -42,6 +44,7 @@ class Outputs:
     """
 
     vectors: Tensor | None = None
+    single: Tensor | None = None
     texts: Tensor | None = None
     tokens: Tensor | None = None
     targets: Tensor | None = None
@@ -67,11 +70,14 @@ class Objective(nn.Module, ABC):
         The fields of `Outputs` that have to be there, whatever the settings.
     weighted
         Whether it heeds `Outputs.weights`.
+    in_evaluation
+        Whether it is a part of the loss of rows that are judged; False of what only regularises training.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
     weighted: ClassVar[bool] = False
+    in_evaluation: ClassVar[bool] = True
 
     @classmethod
     def needed(cls, settings: Mapping[str, Any]) -> frozenset[str]:  # noqa: ARG003 -- some needs follow from settings

@@ -42,7 +42,7 @@ _TOLERANCE = 1e-5
 """Largest difference of a vector by the two ways, relative to the largest value."""
 
 _MASK = "attention_mask"
-_OF_A_LEVEL = ("tokens", "projection", "similarity")
+_OF_A_LEVEL = ("tokens", "token_pooling", "projection", "similarity")
 
 
 class CachedText(NamedTuple):
@@ -100,7 +100,7 @@ class PartialTower(Tower):
     """
 
     def __init__(self, tower: Tower, policy: Policy, store: FeatureStore, *, augmented: bool = False) -> None:
-        super().__init__(tower.name, tower.encoder, tower.projection)
+        super().__init__(tower.name, tower.encoder, tower.projection, tower.pooling, keeps_tokens=tower.keeps_tokens)
         self.network.eval()
         lower, count = _lower_blocks(tower, policy, augmented=augmented)
         self._cut = Cut(self.name, self.network, lower, self.encoder.differentiable)

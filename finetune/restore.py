@@ -20,6 +20,7 @@ from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import Samples, load_samples, read_rows
 from finetune.towers import load_tower
+from finetune.views import ViewChoice
 
 _AS_HANDED_BACK = {
     "unfreeze": "none",
@@ -27,6 +28,7 @@ _AS_HANDED_BACK = {
     "dim": None,
     "pooling": "auto",
     "text_pooling": "auto",
+    "consistency": 0.0,
     "warm_start": None,
     "sample_weight": None,
     "augment": (),
@@ -110,7 +112,7 @@ def restore(
         tower=tower,
         items=decoder.items,
         items_of=samples.items_of,
-        max_views=config.max_views,
+        views=ViewChoice(limit=config.max_views),
         text_tower=text_tower,
         texts=None if samples.texts is None else text_sources(samples.texts),
         known=built.known,
