@@ -107,8 +107,12 @@ def check_options(config: FinetuneConfig) -> None:
     for option, (wanted, given) in wanting.items():
         if wanted and not given:
             raise ConfigError(f"--objective {','.join(config.objective)} needs {option}; name it")
+        if option == "--target" and "texts" in needed:
+            continue  # pairs are judged on it by prompts
         if given and not wanted and option != "--text-encoder":
             raise ConfigError(f"{option}: nothing of --objective {','.join(config.objective)} uses it; leave it out")
+    if (config.template or config.prompts) and not ("texts" in needed and config.target):
+        raise ConfigError("--template and --prompts: judge aligned pairs on --target; name one, or leave them out")
     if config.text_encoder is not None and not needed & {"texts", "captions"}:
         raise ConfigError(
             f"--text-encoder: nothing of --objective {','.join(config.objective)} reads texts; leave it out"

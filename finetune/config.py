@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from data.config import ManifestConfig, Names, Settings
+from data.config import ManifestConfig, Many, Names, Settings
 
 
 class FinetuneConfig(ManifestConfig):
@@ -37,6 +37,14 @@ class FinetuneConfig(ManifestConfig):
         default=None,
         description="column of how much each training row counts, such as the severity of a finding: classification, "
         "contrastive and sigmoid weigh by it; other rows are not read",
+    )
+    template: Many = Field(
+        default=(),
+        description="a prompt of every class, with {finding} where the class goes: pairs with a --target are judged by "
+        "these as well; default: five of them",
+    )
+    prompts: Path | None = Field(
+        default=None, description="a YAML or JSON file of templates, names and own prompts of classes, for the same"
     )
     objective: Names = Field(
         min_length=1,

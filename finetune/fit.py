@@ -23,6 +23,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
@@ -46,6 +47,7 @@ from finetune.runner import Runner, make_accelerator
 from finetune.samples import load_samples, read_rows, seen_by_head, store_of
 from finetune.tracking import Tracker, check_trackers, open_trackers, tell
 from finetune.views import ViewChoice
+from finetune.zero_shot import prompts_of
 from heads.errors import RunError
 from heads.evaluation.thresholds import parse_rule
 from heads.record import FILE
@@ -89,6 +91,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
             towers = with_cached_depth(config, towers, store)
         decoder = Decoder(towers.tower, config.workers, progress)
         samples, remarks = load_samples(config, manifest, store, decoder, progress)
+        samples = replace(samples, prompts=prompts_of(config, samples.task))
     built = build(config, samples, towers, device=device)
     remarks += built.remarks
     groups = groups_of(config, built)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,7 @@ def finish(
         history=trained.history.columns,
         metrics=metrics,
         thresholds={name: each.to_dict() for name, each in thresholds.items()},
+        prompts=asdict(samples.prompts) if samples.prompts else {},
         leakage=data.leakage.to_dict(),
         warnings=tuple(dict.fromkeys([*remarks, *_remarks(metrics), *_worse(config.choose, trained)])),
         seed=config.seed,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data.progress import Progress
+from data.prompts import PromptTexts
 from data.task import Task
 from featurestore.extract import resolve_device
 from featurestore.store import FeatureStore
@@ -30,6 +31,8 @@ _AS_HANDED_BACK = {
     "text_pooling": "auto",
     "consistency": 0.0,
     "warm_start": None,
+    "template": (),
+    "prompts": None,
     "sample_weight": None,
     "augment": (),
     "cache_depth": False,
@@ -105,6 +108,10 @@ def restore(
     samples, remarks = load_samples(
         config, read_rows(config), store, decoder, progress, task=task, need_train=False, labelled=labelled
     )
+    if record.prompts and labelled:
+        samples = replace(
+            samples, prompts=PromptTexts(**{name: _tuples(each) for name, each in record.prompts.items()})
+        )
     captions = CaptionTokenizer.load(run / CAPTIONS) if "captions" in needed_by(config) else None
     built: Built = build(config, samples, towers, device=device, captions=captions)
     load_objectives(run, built)
@@ -126,3 +133,8 @@ def restore(
         seed=config.seed,
     )
     return Restored(config=config, task=task, samples=samples, runner=runner, remarks=[*remarks, *built.remarks])
+
+
+def _tuples(value: Any) -> Any:
+    """Return lists of JSON as tuples, at any depth."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

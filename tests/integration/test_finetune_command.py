@@ -539,6 +539,40 @@ def test_a_text_tower_of_open_clip_may_stand_beside_a_decoder(tuned, pairs: Path
     assert load_file(run / "objectives.safetensors")["objectives.captioning.decoder.embedding.weight"].shape[0] == 30522
 
 
+def test_an_aligned_pair_is_judged_by_prompts_as_zero_shot_does(
+    tuned, frostline, clip: str, pairs: Path, tmp_path: Path
+) -> None:
+    words = ["--template", "{finding}", "--template", "a {finding}"]
+    options = ["--text", "caption", "--text-encoder", clip, "--dim", 16, "--unfreeze", "last:1", "--lr", "0.01"]
+    result, run = tuned(
+        *options, *words, "--target", "label", "--choose", "zero_shot/log_loss", objective="contrastive", epochs=6
+    )
+    assert result.code == 0, result.err
+    record = record_of(run)
+    found = record["metrics"]["test"]["zero_shot"]
+    assert {"value", "low", "high"} <= set(found["accuracy"])
+    assert record["training"]["best_value"] == min(record["history"]["val/zero_shot/log_loss"])
+    assert record["training"]["best_value"] < record["training"]["before"]["zero_shot/log_loss"]
+    assert record["prompts"]["positive"] == [["green", "a green"], ["red", "a red"]]
+
+    again = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
+    assert again.code == 0, again.err
+    assert again.json["metrics"]["zero_shot"]["log_loss"]["value"] == pytest.approx(
+        found["log_loss"]["value"], abs=1e-5
+    )
+
+    store = ["--store", tmp_path / "features", "--encoder", run / "encoder"]
+    assert frostline("extract", pairs, "--input", "path", *store).code == 3  # one picture is damaged
+    judged = ["--target", "label", "--split", "split", "--group", "patient", "--bootstrap", 20]
+    alone = frostline(
+        "zero-shot", pairs, "--input", "path", *store, *judged, *words, "--prompt-average", "renormalized",
+        "--out", tmp_path / "zero-shot", "--json",
+    )  # fmt: skip
+    assert alone.code == 0, alone.err
+    for metric in ("accuracy", "roc_auc", "log_loss"):
+        assert alone.json["metrics"]["test"][metric]["value"] == pytest.approx(found[metric]["value"], abs=1e-4)
+
+
 def test_samples_of_one_target_may_be_right_answers(tuned, frostline, clip: str, pairs: Path) -> None:
     options = ["--text", "caption", "--text-encoder", clip, "--dim", 16, "--unfreeze", "none", "--lr", "0.01"]
     wanted = ["--set", "contrastive.positives=target"]
@@ -549,7 +583,7 @@ def test_samples_of_one_target_may_be_right_answers(tuned, frostline, clip: str,
     assert result.code == 0, result.err
     record = record_of(run)
     assert record["task"]["classes"] == ["green", "red"]
-    assert set(record["metrics"]["test"]) == {"retrieval", "losses"}
+    assert set(record["metrics"]["test"]) == {"retrieval", "zero_shot", "losses"}
     again = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
     assert again.code == 0, again.err
     found, recorded = again.json["metrics"]["losses"], record["metrics"]["test"]["losses"]
@@ -792,6 +826,7 @@ def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, studies: Path
         (["--text-lr", "0.5"], "classification", "no --text-encoder was named"),
         (["--text", "caption", "--sample-weight", "label"], "captioning", "nothing of --objective captioning weighs"),
         (["--sample-weight", "lable"], "classification", "did you mean 'label'"),
+        (["--template", "{finding}"], "classification", "--template and --prompts: judge aligned pairs"),
         (["--pooling", "tokens"], "classification", "makes no vector of a sample"),
         (["--pooling", "learned:max"], "classification", "did you mean 'learned:attention'"),
         (["--pooling", "learned:attention", "--warm-start", "x"], "classification", "makes others"),
