@@ -181,6 +181,7 @@ def test_two_runs_end_with_the_same_record_and_weights(tuned) -> None:
     options = ["--unfreeze", "all", "--augment", "flip,rotation=10"]
     (_, one), (_, other) = tuned(*options, out="one"), tuned(*options, "--track", "tensorboard", out="other")
     assert_same_weights(one, other)
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
     assert FinetuneRecord.read(one).stable_digest() == FinetuneRecord.read(other).stable_digest()
     assert list((other / "tensorboard").iterdir())
 
