@@ -125,6 +125,11 @@ def check_options(config: FinetuneConfig) -> None:
         )
     if config.warm_start is not None and "classification" not in config.objective:
         raise ConfigError("--warm-start: needs --objective classification, whose classifier begins with that head")
+    if config.teacher is not None and "classification" not in config.objective:
+        raise ConfigError("--teacher: needs --objective classification, whose classifier learns from it")
+    idle = [key for key in config.set if key.startswith("classification.teacher_")] if config.teacher is None else []
+    if idle:
+        raise ConfigError(f"--set {idle[0]}: there is no teacher; name one with --teacher, or leave it out")
 
 
 def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> Towers:
@@ -350,6 +355,7 @@ def _known(config: FinetuneConfig, samples: Samples, objectives: dict[str, Objec
         tokens, mask = ids.numpy(), there.numpy()
     return Known(
         targets=samples.data.y if "targets" in needed else None,
+        taught=samples.taught,
         text_ids=numbers,
         target_ids=alike,
         weights=weights_of(config, samples),

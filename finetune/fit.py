@@ -23,6 +23,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
@@ -44,6 +45,7 @@ from finetune.outcome import Trained, finish, identity
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import load_samples, read_rows, seen_by_head, store_of
+from finetune.teacher import head_digest, taught_by
 from finetune.tracking import Tracker, check_trackers, open_trackers, tell
 from heads.errors import RunError
 from heads.evaluation.thresholds import parse_rule
@@ -88,6 +90,8 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
             towers = with_cached_depth(config, towers, store)
         decoder = Decoder(towers.tower, config.workers, progress)
         samples, remarks = load_samples(config, manifest, store, decoder, progress)
+        if config.teacher is not None:
+            samples = replace(samples, taught=taught_by(config.teacher, samples, store, progress))
     built = build(config, samples, towers, device=device)
     remarks += built.remarks
     groups = groups_of(config, built)
@@ -203,4 +207,5 @@ def _claim(config: FinetuneConfig) -> None:
 def _identity(config: FinetuneConfig, manifest: Manifest, towers: Towers) -> str:
     """Return what decides the weights that a run ends with: a stopped one goes on only with the same."""
     prints = [tower.encoder.spec.fingerprint for tower in towers.by_name.values()]
-    return digest_json([identity(config.to_dict(), manifest.digest), prints])
+    heads = [head_digest(run) for run in (config.warm_start, config.teacher) if run is not None]
+    return digest_json([identity(config.to_dict(), manifest.digest), prints, heads])

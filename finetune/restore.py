@@ -29,6 +29,7 @@ _AS_HANDED_BACK = {
     "text_pooling": "auto",
     "warm_start": None,
     "sample_weight": None,
+    "teacher": None,
     "augment": (),
     "cache_depth": False,
     "allow_leakage": True,
