@@ -87,6 +87,11 @@ class FinetuneConfig(ManifestConfig):
     warm_start: Path | None = Field(
         default=None, description="a run of fit-head on the same features whose head the classifier begins with"
     )
+    teacher: Path | None = Field(
+        default=None,
+        description="a run of fit-head whose probabilities of the training rows, from features in --store, the "
+        "classifier learns beside the targets",
+    )
     augment: Names = Field(
         default=(), description="for training images: flip, rotation=DEGREES, randaugment[=MAGNITUDE]"
     )

@@ -45,6 +45,7 @@ from finetune.outcome import Trained, finish, identity
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import load_samples, read_rows, seen_by_head, store_of
+from finetune.teacher import head_digest, taught_by
 from finetune.tracking import Tracker, check_trackers, open_trackers, tell
 from finetune.views import ViewChoice
 from finetune.zero_shot import prompts_of
@@ -92,6 +93,8 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         decoder = Decoder(towers.tower, config.workers, progress)
         samples, remarks = load_samples(config, manifest, store, decoder, progress)
         samples = replace(samples, prompts=prompts_of(config, samples.task))
+        if config.teacher is not None:
+            samples = replace(samples, taught=taught_by(config.teacher, samples, store, progress))
     built = build(config, samples, towers, device=device)
     remarks += built.remarks
     groups = groups_of(config, built)
@@ -213,4 +216,5 @@ def _claim(config: FinetuneConfig) -> None:
 def _identity(config: FinetuneConfig, manifest: Manifest, towers: Towers) -> str:
     """Return what decides the weights that a run ends with: a stopped one goes on only with the same."""
     prints = [tower.encoder.spec.fingerprint for tower in towers.by_name.values()]
-    return digest_json([identity(config.to_dict(), manifest.digest), prints])
+    heads = [head_digest(run) for run in (config.warm_start, config.teacher) if run is not None]
+    return digest_json([identity(config.to_dict(), manifest.digest), prints, heads])

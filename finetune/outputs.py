@@ -29,6 +29,8 @@ class Outputs:
         Unpooled embeddings of the input, shape (b, t, c).
     targets
         As `data.task` encodes them, shape (b,) or (b, k); NaN or -1 where missing.
+    taught
+        A teacher's probabilities of the positive class (b, 1), each class (b, C) or each label (b, T).
     text_ids
         Numbers that are equal where texts are, int64, shape (b,).
     target_ids
@@ -48,6 +50,7 @@ class Outputs:
     texts: Tensor | None = None
     tokens: Tensor | None = None
     targets: Tensor | None = None
+    taught: Tensor | None = None
     text_ids: Tensor | None = None
     target_ids: Tensor | None = None
     weights: Tensor | None = None

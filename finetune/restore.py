@@ -34,6 +34,7 @@ _AS_HANDED_BACK = {
     "template": (),
     "prompts": None,
     "sample_weight": None,
+    "teacher": None,
     "augment": (),
     "cache_depth": False,
     "allow_leakage": True,

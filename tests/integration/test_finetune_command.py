@@ -425,6 +425,67 @@ def test_a_head_to_begin_with_must_not_have_seen_rows_that_judge(
     assert not run.exists()
 
 
+def test_a_teacher_is_learned_from_the_training_rows(
+    tuned, frostline, clip: str, pairs: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from finetune.teacher import taught_by
+
+    head = fit_head(frostline, clip, pairs, tmp_path, "--refit", "train", "--calibration", "temperature")
+    taught: list[np.ndarray] = []
+
+    def listening(*given: Any) -> np.ndarray:
+        taught.append(taught_by(*given))
+        return taught[-1]
+
+    monkeypatch.setattr("finetune.fit.taught_by", listening)
+    alone = ["--set", "classification.teacher_weight=1", "--set", "classification.teacher_temperature=1"]
+    result, run = tuned("--teacher", head, *alone, "--unfreeze", "none", "--lr", "0.05", epochs=20)
+    assert result.code == 0, result.err
+    with pairs.open() as file:
+        train = [row["split"] == "train" for row in csv.DictReader(file)][:40]
+    frostline("predict", head, pairs, "--store", tmp_path / "store", "--out", tmp_path / "said.csv")
+    with (tmp_path / "said.csv").open() as file:
+        said = np.array([float(row["prob[red]"]) for row in csv.DictReader(file)])
+    np.testing.assert_allclose(taught[0][train, 0], said[train], atol=1e-6)
+    assert np.isnan(taught[0][~np.array(train)]).all()
+    history = record_of(run)["history"]
+    assert history["train/classification"][-1] < history["train/classification"][0] / 10
+    # What judges is the loss of the labels, here and where the run is read back.
+    again = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
+    recorded = record_of(run)["metrics"]["test"]
+    assert again.json["metrics"]["losses"]["loss"] == pytest.approx(recorded["losses"]["loss"], abs=1e-5)
+    assert recorded["losses"]["loss"] == pytest.approx(recorded["log_loss"]["value"], abs=1e-5)
+
+
+def test_a_teacher_must_not_have_seen_rows_that_judge(tuned, frostline, clip: str, pairs: Path, tmp_path: Path) -> None:
+    head = fit_head(frostline, clip, pairs, tmp_path)
+    result, run = tuned("--teacher", head)
+    assert result.code == 2
+    assert f"--teacher {head}: the head was fitted on 8 of the 8 val rows" in result.err
+    assert not run.exists()
+    empty, _ = tuned("--teacher", head, "--store", tmp_path / "empty")
+    assert empty.code == 2
+    other, _ = tuned("--teacher", head, "--target", "split", "--kind", "multiclass")
+    assert other.code == 2
+    assert "the head learned binary of label" in other.err
+
+
+def test_another_head_at_the_same_place_is_another_run(
+    tuned, frostline, clip: str, pairs: Path, tmp_path: Path
+) -> None:
+    head = fit_head(frostline, clip, pairs, tmp_path, "--refit", "train")
+    _, run = tuned("--teacher", head, epochs=1)
+    (run / "record.json").unlink()
+    again, _ = tuned("--teacher", head, epochs=1)
+    assert again.code == 0, again.err
+    (run / "record.json").unlink()
+    described = json.loads((head / "head" / "head.json").read_text())
+    (head / "head" / "head.json").write_text(json.dumps({**described, "extra": {**described["extra"], "view": None}}))
+    result, _ = tuned("--teacher", head, epochs=1)
+    assert result.code == 2
+    assert "other options" in result.error
+
+
 def test_training_that_makes_a_warm_start_worse_is_told(
     tuned, frostline, clip: str, pairs: Path, tmp_path: Path
 ) -> None:
@@ -841,6 +902,8 @@ def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, studies: Path
         (["--bag", "patient", "--single-view", "-0.1"], "classification", "greater than or equal to 0"),
         (["--bag", "patient", "--consistency", "nan"], "classification", "consistency"),
         (["--bag", "patient", "--weight", "consistency=1"], "classification", "leave it out of --weight"),
+        (["--teacher", "nowhere"], "classification", "nowhere: does not exist"),
+        (["--set", "classification.teacher_weight=1"], "classification", "there is no teacher"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(tuned, arguments, objective: str, said: str) -> None:
