@@ -58,14 +58,30 @@ class Objective(nn.Module, ABC):
         As in ``--objective``.
     needs
         The fields of `Outputs` that have to be there.
+    joint
+        Whether the loss is one of all samples of a batch together, such as one of pairs, and no mean over samples. It
+        then needs tensors alone, one row per sample.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
+    joint: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of a batch."""
+
+    def count(self, known: Outputs, rows: int) -> float:  # noqa: ARG002 - of some the mean is over other things
+        """Return how much some samples weigh in a mean over more: their number, where they all weigh the same.
+
+        Parameters
+        ----------
+        known
+            What is known of them without a network.
+        rows
+            How many they are.
+        """
+        return rows
 
     def measures(self) -> dict[str, float]:
         """Return values that are worth following beside the loss, such as a temperature."""

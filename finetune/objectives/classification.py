@@ -149,6 +149,14 @@ class Classification(Objective):
             )
             return joint_mean(*weighted_sum(losses, known * self._weights(values)))
 
+    def count(self, known: Outputs, rows: int) -> float:  # noqa: ARG002 - the mean is over known targets
+        """Return the sum of the weights of the known targets."""
+        assert known.targets is not None
+        targets = known.targets.to(self.class_weights.device)
+        columns = targets if targets.ndim == 2 else targets[:, None]
+        there = _known(columns, self.kind)
+        return float((there * self._weights(torch.where(there, columns, 0).float())).sum())
+
     def scores(self, vectors: Tensor) -> Tensor:
         """Return scores in the order of the task, as `heads.evaluation.scoring` defines them.
 

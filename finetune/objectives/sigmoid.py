@@ -39,6 +39,7 @@ class Sigmoid(Objective):
 
     name: ClassVar[str] = "sigmoid"
     needs: ClassVar[frozenset[str]] = PAIRED
+    joint: ClassVar[bool] = True
 
     def __init__(self, *, temperature: Positive = 0.1, bias: float = -10.0, max_scale: Positive = 100.0) -> None:
         super().__init__()

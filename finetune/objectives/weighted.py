@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from typing import cast
 
@@ -62,9 +62,14 @@ class Weighted(nn.ModuleDict):
             raise ConfigError(f"the weights of {', '.join(at)} are all 0 at step {step}; nothing would be learned")
         return {name: weight for name, weight in at.items() if weight}
 
-    def forward(self, outputs: Outputs, step: int) -> dict[str, Tensor]:
-        """Return the loss of each objective with a weight at a step, not yet weighted."""
-        return {name: self[name](outputs) for name in self.weights(step)}
+    def joint(self, step: int) -> dict[str, Objective]:
+        """Return the objectives with a weight at a step whose losses are not means over samples."""
+        active = {name: cast("Objective", self[name]) for name in self.weights(step)}
+        return {name: objective for name, objective in active.items() if objective.joint}
+
+    def forward(self, outputs: Outputs, step: int, *, without: Container[str] = ()) -> dict[str, Tensor]:
+        """Return the loss of each objective with a weight at a step, not yet weighted; without some."""
+        return {name: self[name](outputs) for name in self.weights(step) if name not in without}
 
     def total(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         """Return the weighted sum of what `forward` returned for a step."""
