@@ -122,6 +122,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         ),
         accelerator=accelerator,
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
         last_step=last_step,
         seed=config.seed,
     )
@@ -167,7 +168,6 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
 def _course(config: FinetuneConfig) -> Course:
     return Course(
         epochs=config.epochs,
-        accumulate=config.accumulate,
         schedule=config.schedule,
         by=config.schedule_by,
         warmup=config.warmup,

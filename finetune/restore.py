@@ -130,6 +130,7 @@ def restore(
         feed=feed,
         accelerator=make_accelerator(built.model.device, config.amp),
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
         last_step=record.training["last_step"],
         seed=config.seed,
     )
