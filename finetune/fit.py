@@ -32,13 +32,13 @@ from data.progress import Progress, Silent
 from featurestore.extract import resolve_device
 from featurestore.store import FeatureStore
 from finetune.batches import steps_of
-from finetune.build import Towers, build, check_options, groups_of, load_towers, text_sources, with_cached_depth
+from finetune.build import Towers, build, check_options, groups_of, load_towers, with_cached_depth
 from finetune.checkpoint import Checkpoints, Progressed
 from finetune.config import FinetuneConfig
 from finetune.evaluation import logged, measure, value_of
 from finetune.feed import Feed
 from finetune.history import History
-from finetune.items import Decoder, make_augment
+from finetune.items import Decoder, make_augment, text_items
 from finetune.loop import Course, Loop
 from finetune.outcome import Trained, finish, identity
 from finetune.record import FinetuneRecord
@@ -85,9 +85,11 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         run = _identity(config, manifest, towers)
         store = FeatureStore(store_of(config), create=True)
         if config.cache_depth:
-            towers = with_cached_depth(config, towers, store)
-        decoder = Decoder(towers.tower, config.workers, progress)
+            towers = with_cached_depth(config, towers, store, progress)
+        fills = accelerator.is_main_process
+        decoder = Decoder(towers.tower, config.workers, progress, fills=fills)
         samples, remarks = load_samples(config, manifest, store, decoder, progress)
+        texts = text_items(towers.text_tower, samples, config.workers, progress, fills=fills)
     built = build(config, samples, towers, device=device)
     groups = groups_of(config, built)
     train, choosing = samples.choosing(config.validation_fraction, config.seed)
@@ -101,7 +103,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
             items=decoder.items,
             items_of=samples.items_of,
             text_tower=towers.text_tower,
-            texts=None if samples.texts is None else text_sources(samples.texts),
+            texts=texts,
             known=built.known,
             augment=make_augment(config.augment, config.seed),
             max_views=config.max_views,

@@ -34,7 +34,11 @@ class Tower(nn.Module):
     ----------
     base
         Digests of the network's tensors when the tower was made, by name.
+    kept
+        What of it is read from a store, in words; None where everything is computed whenever it is asked for.
     """
+
+    kept: str | None = None
 
     def __init__(
         self, name: str, encoder: ImageEncoder | TextEncoder | VideoEncoder, projection: nn.Module | None = None
@@ -108,6 +112,7 @@ def load_tower(
         also=(TOKENS,) if tokens else (),
         # As `extract` stores what it computes in fp32, so that a tower has the fingerprint of those features.
         dtype="float32",
+        ragged_dtype="float32",
         device=device,
         trust_remote_code=trust_remote_code,
     )
