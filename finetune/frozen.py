@@ -61,10 +61,8 @@ class FrozenTower(StoredTower):
         has_tokens = bool(tokens) and not isinstance(self.encoder, TextEncoder)
         return FrozenBatch(torch.stack(vectors), torch.stack(tokens[0]) if has_tokens else None)
 
-    def forward(self, batch: FrozenBatch) -> tuple[Tensor, Tensor | None]:
-        """Return vectors of shape (b, d) and, where the encoder gives them, tokens of shape (b, t, c)."""
+    def features(self, batch: FrozenBatch) -> tuple[Tensor, Tensor | None]:
+        """Return the encoder's own vectors, (b, d), and, where it gives them, tokens, (b, t, c)."""
         device = next(self.network.parameters()).device
-        vectors = batch.vectors.to(device, non_blocking=True)
-        if self.projection is not None:
-            vectors = self.projection(vectors)
-        return vectors, None if batch.tokens is None else batch.tokens.to(device, non_blocking=True)
+        vectors, tokens = batch
+        return vectors.to(device, non_blocking=True), tokens if tokens is None else tokens.to(device, non_blocking=True)

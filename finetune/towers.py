@@ -66,13 +66,18 @@ class Tower(nn.Module):
         """Return a batch of what `read` gave."""
         return self.encoder.collate(items)
 
-    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """Return vectors of shape (b, d) and, where the encoder gives them, tokens of shape (b, t, c)."""
+    def features(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Return the encoder's own vectors, (b, d), and, where it gives them, tokens, (b, t, c)."""
         vectors, *tokens = self.encoder.differentiable(batch)
         assert isinstance(vectors, Tensor)
+        return vectors, tokens[0] if tokens and isinstance(tokens[0], Tensor) else None
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Return vectors of shape (b, d) and, where the encoder gives them, tokens of shape (b, t, c)."""
+        vectors, tokens = self.features(batch)
         if self.projection is not None:
             vectors = self.projection(vectors)
-        return vectors, tokens[0] if tokens and isinstance(tokens[0], Tensor) else None
+        return vectors, tokens
 
 
 def load_tower(
