@@ -188,7 +188,7 @@ def _with_kept_part(config: FinetuneConfig, name: str, tower: Tower, store: Feat
     if name == "tower" and takers:
         raise EncoderError(f"{tower.name}: {takers[0]} works on the input itself")
     policy = _policy(config, name)
-    return FrozenTower(tower, store) if policy.kind == "none" else PartialTower(tower, policy, store)
+    return FrozenTower(tower, store) if policy.first_epoch is None else PartialTower(tower, policy, store)
 
 
 def _policy(config: FinetuneConfig, name: str) -> Policy:
@@ -313,7 +313,7 @@ def groups_of(config: FinetuneConfig, built: Built) -> list[dict[str, Any]]:
         parts["aggregator"] = (model.aggregator, 1.0)
     for name, policy in policies.items():
         tower: Tower = getattr(model, name)
-        policy.apply(tower.network, config.epochs)
+        policy.apply(tower.network, config.epochs - 1)
         parts[name] = (tower.network, rates[name])
         if tower.projection is not None:
             parts[f"{name} projection"] = (tower.projection, 1.0)

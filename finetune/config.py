@@ -36,8 +36,9 @@ class FinetuneConfig(ManifestConfig):
     )
     unfreeze: str = Field(
         default="none",
-        description="what is trained of --encoder: none, last:K blocks, all, gradual:E:K (nothing for E epochs, then "
-        "the last K blocks and the norms), lora:R",
+        description="what is trained of --encoder: none, last:K blocks, all, frozen:S (all but the share S of the "
+        "blocks, from 0 for all to 1 for none) or frozen:S:FORM:E (a share that goes down to S in E epochs, constant, "
+        "linear, cosine or step), gradual:E:K (nothing for E epochs, then the last K blocks and the norms), lora:R",
     )
     text_unfreeze: str | None = Field(default=None, description="the same of --text-encoder; default: as --unfreeze")
     dim: PositiveInt | None = Field(
@@ -82,10 +83,16 @@ class FinetuneConfig(ManifestConfig):
     lr_floor: float = Field(default=0.0, ge=0, lt=1, description="share of the peak that the learning rate ends at")
     clip_norm: float = Field(default=1.0, gt=0, description="norm that gradients are clipped to")
     choose: str = Field(
-        default="loss", description="what chooses the best epoch, on val rows or an inner split: loss, or a metric"
+        default="loss",
+        description="what chooses the best epoch or step: loss or a metric, on val rows or an inner split",
+    )
+    judge_every: PositiveInt | None = Field(
+        default=None,
+        description="steps of the optimizer between two looks at the rows that choose; default: those of an epoch",
     )
     patience: PositiveInt | None = Field(
-        default=None, description="stop after so many epochs without a better one; default: never"
+        default=None,
+        description="stop after so many epochs, or looks of --judge-every, without a better one; default: never",
     )
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="share of the training rows that choose the epoch where there is no val"

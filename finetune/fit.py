@@ -5,10 +5,10 @@
     RUN/
       config.yaml             resolved; `finetune --config` takes it back
       metrics.jsonl           losses, learning rates and gradient norms, step by step
-      history.json            means of each epoch
+      history.json            means of each epoch, or of the steps between two looks
       checkpoints/            the last state and the best weights
       encoder/                what `extract --encoder RUN/encoder` takes
-      objectives.safetensors  the classifier, temperature or decoder of the best epoch
+      objectives.safetensors  the classifier, temperature or decoder of the best step
       captions/               the tokenizer of a decoder
       predictions.csv         one row per judged sample of a task
       texts.csv               one row per judged sample with a text: the nearest text, what a decoder wrote
@@ -125,7 +125,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         found = measure(runner, samples, choosing, min_positives=config.min_positives)
         return logged(found, config.choose, samples.task), value_of(found, config.choose)
 
-    # An epoch cannot be chosen by what is not there: that is found out before any training.
+    # Nothing can be chosen by what is not there: that is found out before any training.
     before = judge()[0] if not state.step else {}
     if accelerator.is_main_process:
         _claim(config)
@@ -162,6 +162,7 @@ def _course(config: FinetuneConfig) -> Course:
         warmup=config.warmup,
         floor=config.lr_floor,
         clip_norm=config.clip_norm,
+        judge_every=config.judge_every,
         patience=config.patience,
     )
 

@@ -1,4 +1,4 @@
-"""The end of a run: its best epoch judged, its encoder handed back, its record written."""
+"""The end of a run: its best step judged, its encoder handed back, its record written."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PLACES = ("out", "overwrite", "store", "workers", "track", "device")
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A network at its best epoch, and how it got there.
+    """A network at its best step, and how it got there.
 
     Attributes
     ----------
@@ -48,9 +48,9 @@ class Trained:
     state
         The end of training.
     train, choosing
-        The rows that trained, and those that chose the epoch.
+        The rows that trained, and those that chose the step.
     history
-        The values of each epoch.
+        The values of each look.
     """
 
     samples: Samples
@@ -118,7 +118,9 @@ def finish(
             "steps": state.step,
             "last_step": trained.runner.last_step,
             "best_epoch": state.best_epoch,
+            "best_step": state.best_step,
             "best_value": state.best_value,
+            "looks": trained.history.looks,
             "before": trained.history.before,
             "chosen_by": config.choose,
             "chosen_on": "val" if len(data.rows("val")) else "groups held out of train",
@@ -284,15 +286,14 @@ def _remarks(metrics: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _worse(chosen: str, trained: Trained) -> list[str]:
-    """Return a warning where the network was better before any training than in its best epoch."""
+    """Return a warning where the network was better before any training than it was at best after."""
     before = trained.history.before.get(chosen)
-    # Of several processes only the first is told of epochs, and writes.
-    epochs = trained.history.columns.get(f"val/{chosen}")
-    best = epochs[trained.state.best_epoch or 0] if epochs else None
+    # Of several processes only the first is told of looks, and writes.
+    best = trained.history.at(trained.state.best_step, f"val/{chosen}")
     if before is None or best is None or (best <= before if is_lower_better(chosen) else best >= before):
         return []
     remark = (
-        f"by {chosen} training made it worse: on the rows that choose the epoch it was {format_number(before)} before "
-        f"any training and is {format_number(best)} in the best epoch; lower --lr or --encoder-lr, or unfreeze less"
+        f"by {chosen} training made it worse: on the rows that choose it was {format_number(before)} before any "
+        f"training and is {format_number(best)} at best; lower --lr or --encoder-lr, or unfreeze less"
     )
     return [remark]

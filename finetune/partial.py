@@ -107,7 +107,8 @@ class PartialTower(StoredTower):
     tower
         Whose network and projection are used. The network is as its encoder was loaded.
     policy
-        ``last:K`` of fewer blocks than there are; nothing else may decide what of the network trains.
+        ``last:K`` of fewer blocks than there are, or ``frozen:S`` that is one; nothing else may decide what of the
+        network trains.
     store
         Where activations are kept, under a specification of their own.
 
@@ -187,18 +188,19 @@ def _tokens(cut: Cut, inputs: Any) -> Tensor | list[Tensor]:
 
 def _lower_blocks(tower: Tower, policy: Policy) -> tuple[list[nn.Module], int]:
     """Return the blocks below the lowest trained one, bottom to top, and the number of all."""
-    if policy.kind != "last":
-        raise EncoderError(f"{tower.name}: of --unfreeze {policy} no lower blocks stay as they are")
-    policy.prepare(tower.network)
     stack = blocks(tower.network)
-    if policy.blocks == len(stack):
+    trained = policy.as_last(len(stack))
+    if trained is None:
+        raise EncoderError(f"{tower.name}: of --unfreeze {policy} no lower blocks stay as they are in every epoch")
+    policy.prepare(tower.network)
+    if trained == len(stack):
         raise EncoderError(
             f"{tower.name}: --unfreeze {policy} freezes none of the {len(stack)} blocks of "
             f"{type(tower.network).__name__}; choose at most last:{len(stack) - 1}"
         )
     if isinstance(tower.encoder, ChunkedTextEncoder):
         raise EncoderError(f"{tower.name}: the activations of texts in pieces are not kept; choose another pooling")
-    return stack[: -policy.blocks], len(stack)
+    return stack[:-trained], len(stack)
 
 
 def _specification(spec: EncoderSpec, *, block: int, of: int, shape: tuple[int, ...] | None, dim: int) -> EncoderSpec:

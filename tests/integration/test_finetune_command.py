@@ -9,6 +9,7 @@ import os
 import string
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +185,8 @@ def test_two_runs_end_with_the_same_record_and_weights(tuned) -> None:
     assert list((other / "tensorboard").iterdir())
 
 
-@pytest.mark.parametrize("steps", [2, 3, 5])
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tuned, monkeypatch, steps: int) -> None:
-    """Stopped within an epoch, at its end, and within the second."""
-    options = ["--unfreeze", "gradual:1:1", "--lr", "0.01"]
-    _, whole = tuned(*options, out="whole")
+def stopped_after(steps: int, monkeypatch, run: Callable[[], Any]) -> Path:
+    """Return the directory of a run that is interrupted after some steps, each of which was saved."""
     done, step = [0], Loop._step
 
     def stopping(self: Loop, *arguments: Any, **named: Any) -> Any:
@@ -200,8 +198,19 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tuned, monkeypatch, 
     monkeypatch.setattr("finetune.loop.SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "_step", stopping)
-        stopped, run = tuned(*options, out="stopped")
+        stopped, folder = run()
     assert stopped.code == 130
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("policy", "steps"), [("gradual:1:1", 2), ("gradual:1:1", 3), ("gradual:1:1", 5), ("frozen:0.5:step:1", 4)]
+)
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tuned, monkeypatch, policy: str, steps: int) -> None:
+    """Stopped within an epoch, at its end, and within the second."""
+    options = ["--unfreeze", policy, "--lr", "0.01"]
+    _, whole = tuned(*options, out="whole")
+    run = stopped_after(steps, monkeypatch, lambda: tuned(*options, out="stopped"))
     assert not (run / "record.json").exists()
     resumed, run = tuned(*options, out="stopped")
     assert resumed.code == 0, resumed.err
@@ -210,6 +219,66 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tuned, monkeypatch, 
     ours, theirs = record_of(run), record_of(whole)
     assert ours["history"] == theirs["history"]
     assert ours["metrics"] == theirs["metrics"]
+
+
+LOOKS = ["--judge-every", 2, "--unfreeze", "gradual:1:1", "--lr", "0.01"]
+"""24 rows in steps of 8: an epoch has three steps, so that a look falls into the middle of each."""
+
+
+def last_weights(run: Path) -> dict[str, torch.Tensor]:
+    (path,) = (run / "checkpoints").glob("step-*.safetensors")
+    return load_file(path)
+
+
+def test_looks_every_few_steps_change_nothing_of_the_training(tuned) -> None:
+    _, epochs = tuned(*LOOKS[2:], out="epochs", epochs=3)
+    result, looks = tuned(*LOOKS, out="looks", epochs=3)
+    assert result.code == 0, result.err
+    ours, theirs = last_weights(looks), last_weights(epochs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    training, history = record_of(looks)["training"], record_of(looks)["history"]
+    assert training["looks"] == [2, 4, 6, 8, 9]
+    best = int(np.argmin(history["val/loss"]))
+    assert training["best_step"] == training["looks"][best]
+    assert training["best_epoch"] == (training["best_step"] - 1) // 3
+    lines = [json.loads(line) for line in (looks / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["step/loss"] for line in lines if "step/loss" in line]
+    means = [np.mean(losses[max(end - 2, 0) : end]) for end in (2, 4, 6, 8)]
+    assert history["train/loss"] == pytest.approx([*means, losses[-1]])
+    assert (
+        f"after step {training['best_step']}, in epoch {training['best_epoch'] + 1}"
+        in (looks / "report.html").read_text()
+    )
+    assert "step 2: loss" in result.err
+
+
+def test_patience_counts_looks_and_the_best_one_is_handed_back(tuned, monkeypatch) -> None:
+    given = iter([9.0, 3.0, 2.0, math.nan, 2.5])  # the first is asked for before any training
+    monkeypatch.setattr("finetune.fit.value_of", lambda *_: next(given))
+    result, run = tuned(*LOOKS, "--patience", 2, out="patience", epochs=4)
+    assert result.code == 0, result.err
+    training = record_of(run)["training"]
+    assert (training["looks"], training["best_step"], training["best_epoch"]) == ([2, 4, 6, 8], 4, 1)
+    assert training["steps"] == 8  # of 12
+    assert [path.name for path in (run / "checkpoints").glob("best*")] == ["best-4.safetensors"]
+    head = load_file(run / "objectives.safetensors")
+    assert all(
+        torch.equal(value, next(each for key, each in best_weights(run).items() if key.endswith(name)))
+        for name, value in head.items()
+    )
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_run_that_was_stopped_between_two_looks_goes_on_to_the_same_weights(tuned, monkeypatch, steps: int) -> None:
+    _, whole = tuned(*LOOKS, out="whole")
+    run = stopped_after(steps, monkeypatch, lambda: tuned(*LOOKS, out="stopped"))
+    resumed, run = tuned(*LOOKS, out="stopped")
+    assert resumed.code == 0, resumed.err
+    assert f"going on after step {steps}" in resumed.err
+    assert_same_weights(whole, run)
+    ours, theirs = record_of(run), record_of(whole)
+    assert ours["history"] == theirs["history"]
+    assert ours["training"] == theirs["training"]
 
 
 def test_other_options_do_not_go_on_where_a_run_was_stopped(tuned, monkeypatch) -> None:
@@ -402,6 +471,18 @@ def test_a_cached_depth_trains_the_same_upper_blocks(tuned, frostline, tmp_path:
     assert "augment" in refused.error
 
 
+def test_a_frozen_share_is_the_blocks_that_it_leaves(tuned) -> None:
+    """Half of two blocks, from the second epoch on; an epoch that a run does not reach has no part in it."""
+    (_, last), (_, frozen) = tuned("--unfreeze", "last:1", out="last"), tuned("--unfreeze", "frozen:0.5", out="frozen")
+    assert_same_weights(last, frozen)
+    _, unreached = tuned("--unfreeze", "frozen:0.5:step:2", out="unreached")
+    assert record_of(unreached)["parameters"]["encoder"]["trained"] == 0
+    assert record_of(frozen)["parameters"]["encoder"] == record_of(last)["parameters"]["encoder"]
+    cached, _ = tuned("--unfreeze", "frozen:0.5:linear:2", "--cache-depth", out="cached")
+    assert cached.code == 2
+    assert "nothing but last:K" in cached.error
+
+
 @pytest.mark.parametrize("aggregate", ["mean", "transformer:1:4"])
 def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, aggregate: str) -> None:
     """Two pictures of a patient are a study here, whose colour is that of its first: every second row says nothing."""
@@ -430,16 +511,20 @@ def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, 
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, tmp_path: Path) -> None:
-    options = ["--text", "caption", "--text-encoder", clip, "--unfreeze", "last:1", "--lr", "0.01"]
+@pytest.mark.parametrize(("policy", "epochs", "port"), [("last:1", 1, 29617), ("frozen:0:linear:2", 3, 29618)])
+def test_two_processes_train_as_one(
+    tuned, clip: str, pairs: Path, tmp_path: Path, policy: str, epochs: int, port: int
+) -> None:
+    """Also where other parameters train from one epoch to the next: nothing, a block, everything."""
+    options = ["--text", "caption", "--text-encoder", clip, "--unfreeze", policy, "--lr", "0.01"]
     objective = "classification,contrastive"
-    result, one = tuned(*options, objective=objective, epochs=1)
+    result, one = tuned(*options, objective=objective, epochs=epochs)
     assert result.code == 0, result.err
     two = tmp_path / "two"
     command = ["finetune", pairs, "--input", "path", "--encoder", clip, "--split", "split", "--group", "patient"]
-    command += ["--target", "label", "--objective", objective, "--epochs", 1, "--batch-size", 8, "--bootstrap", 20]
-    arguments = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
-    arguments += ["-m", "cli", *map(str, [*command, *options, "--out", two])]
+    command += ["--target", "label", "--objective", objective, "--epochs", epochs, "--batch-size", 8, "--bootstrap", 20]
+    arguments = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    arguments = [str(each) for each in [*arguments, "-m", "cli", *command, *options, "--out", two]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
