@@ -14,9 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from data.progress import Silent
+from data.sources import read_manifest
 from featurestore.forward import Forward
+from featurestore.store import FeatureStore
+from heads.labelled import join_features
 
 ROOT = Path(__file__).resolve().parents[2]
 Finetune = Callable[..., Any]
@@ -179,36 +184,31 @@ def test_extract_and_finetune_find_the_features_of_each_other(
     assert listed == {each["fingerprint"] for each in record["inputs"]}
 
 
-def test_a_head_on_frozen_features_reads_what_finetune_has_stored(
-    finetune: Finetune, frostline, clip: str, rows: Path, tmp_path: Path
+def test_a_classifier_learns_on_the_features_that_fit_head_reads(
+    finetune: Finetune, clip: str, rows: Path, tmp_path: Path
 ) -> None:
-    target = ["--target", "label"]
-    options = ["--objective", "classification", *target]
+    options = ["--objective", "classification", "--target", "label"]
     _, whole = finetune(*options, out="whole")
     result, cached = finetune(*options, "--cache-depth", out="cached")
     assert result.code == 0, result.err
     assert_same_results(cached, whole)
-    scores = [(tmp_path / run / "predictions.csv").read_text().splitlines() for run in ("whole", "cached")]
-    for ours, theirs in zip(*(csv.DictReader(each) for each in scores), strict=True):
-        assert float(ours["prob[left]"]) == pytest.approx(float(theirs["prob[left]"]), abs=1e-5)
-    fitted = frostline(
-        *["fit-head", rows, "--input", "path", *target, "--split", "split", "--group", "patient", "--encoder", clip],
-        *[
-            "--store",
-            tmp_path / "store",
-            "--head",
-            "linear",
-            "--folds",
-            2,
-            "--bootstrap",
-            10,
-            "--out",
-            tmp_path / "head",
-        ],
+    inputs = join_features(
+        read_manifest(rows, input="path", split="split"),
+        FeatureStore(tmp_path / "store"),
+        (clip,),
+        pooling=None,
+        precision=None,
+        normalize="none",
+        progress=Silent(),
     )
-    assert fitted.code == 0, fitted.err
-    head = json.loads((tmp_path / "head" / "record.json").read_text())
-    assert head["inputs"][0]["fingerprint"] == cached["inputs"][0]["fingerprint"]
+    head = load_file(tmp_path / "cached" / "objectives.safetensors")
+    weight, bias = (next(each for name, each in head.items() if name.endswith(part)) for part in ("weight", "bias"))
+    scores = torch.sigmoid(torch.from_numpy(inputs.X) @ weight.T + bias)[:, 0]
+    expected = dict(zip(inputs.manifest.ids, scores.tolist(), strict=True))
+    with (tmp_path / "cached" / "predictions.csv").open() as file:
+        found = {row["id"]: float(row["prob[right]"]) for row in csv.DictReader(file)}
+    assert found == pytest.approx({name: expected[name] for name in found}, abs=1e-6)
+    assert len(found) == 16
 
 
 def test_captions_are_written_from_stored_tokens(
