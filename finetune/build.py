@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from data.errors import ConfigError
-from data.manifest import Modality, Source
+from data.manifest import Modality
+from data.progress import Progress
+from featurestore.errors import EncoderError
 from featurestore.store import FeatureStore
 from featurestore.text_encoder import TextEncoder
 from featurestore.weights import seeded
@@ -19,6 +21,7 @@ from finetune.config import FinetuneConfig
 from finetune.consistency import Consistency
 from finetune.errors import FinetuneError
 from finetune.feed import Known
+from finetune.frozen import FrozenTower
 from finetune.groups import parameter_groups
 from finetune.model import Model
 from finetune.objectives.captioning import Captioning
@@ -136,8 +139,6 @@ def check_options(config: FinetuneConfig) -> None:
             )
     if Consistency.name in config.weight:
         raise ConfigError("--weight consistency: its weight is what --consistency says; leave it out of --weight")
-    if config.cache_depth and "masked" in config.objective:
-        raise ConfigError("--cache-depth: masked modelling hides parts of the input itself; leave one of them out")
     if config.sample_weight is not None and not any(objective_class(name).weighted for name in config.objective):
         raise ConfigError(
             f"--sample-weight: nothing of --objective {','.join(config.objective)} weighs its samples; leave it out"
@@ -188,16 +189,49 @@ def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> T
     return Towers(tower=tower, text_tower=text_tower)
 
 
-def with_cached_depth(config: FinetuneConfig, towers: Towers, store: FeatureStore) -> Towers:
-    """Return towers of which that of the samples keeps what lies below its lowest trained block in a store.
+def with_cached_depth(config: FinetuneConfig, towers: Towers, store: FeatureStore, progress: Progress) -> Towers:
+    """Return towers that keep in a store what is frozen of them: everything, or what lies below the trained blocks.
 
     Raises
     ------
     EncoderError
-        If the policy is not ``last:K`` in every epoch, samples are augmented, or the network cannot be cut there.
+        If nothing can be kept of any of them.
     """
-    policy = Policy.parse(config.unfreeze)
-    return replace(towers, tower=PartialTower(towers.tower, policy, store, augmented=bool(config.augment)))
+    kept: dict[str, Tower] = {}
+    reasons: list[str] = []
+    for name, tower in towers.by_name.items():
+        try:
+            kept[name] = _with_kept_part(config, name, tower, store)
+        except EncoderError as error:
+            reasons.append(str(error))
+    if not kept:
+        raise EncoderError(f"--cache-depth: nothing can be kept: {'; '.join(reasons)}; leave it out")
+    for tower in kept.values():
+        progress.note(f"{tower.name}: its {tower.kept} are kept in {store.path}")
+    for reason in reasons:
+        progress.note(f"computed anew in every epoch: {reason}")
+    return replace(towers, **kept)
+
+
+def _with_kept_part(config: FinetuneConfig, name: str, tower: Tower, store: FeatureStore) -> Tower:
+    """Return a tower that keeps what is frozen of it.
+
+    Raises
+    ------
+    EncoderError
+        If its inputs change, or nothing of it is frozen.
+    """
+    if name == "tower" and config.augment:
+        raise EncoderError(f"{tower.name}: augmented samples are new in every epoch")
+    takers = [each for each in config.objective if "inputs" in objective_class(each).needs]
+    if name == "tower" and takers:
+        raise EncoderError(f"{tower.name}: {takers[0]} works on the input itself")
+    policy = _policy(config, name)
+    return FrozenTower(tower, store) if policy.first_epoch is None else PartialTower(tower, policy, store)
+
+
+def _policy(config: FinetuneConfig, name: str) -> Policy:
+    return Policy.parse(config.unfreeze if name == "tower" else config.text_unfreeze or config.unfreeze)
 
 
 def build(
@@ -232,8 +266,7 @@ def build(
     spec = tower.encoder.spec
     policies = {}
     for number, (name, each) in enumerate(towers.by_name.items()):
-        text = config.unfreeze if name == "tower" else config.text_unfreeze or config.unfreeze
-        policies[name] = Policy.parse(text)
+        policies[name] = _policy(config, name)
         policies[name].prepare(each.network, seed=config.seed + number)
     with seeded(config.seed):
         if text_tower is not None:
@@ -272,11 +305,6 @@ def needed_by(config: FinetuneConfig) -> frozenset[str]:
     """Return the fields of `Outputs` that the objectives of a run need."""
     settings = split_settings(config.set, config.objective)
     return frozenset[str]().union(*(objective_class(name).needed(settings[name]) for name in config.objective))
-
-
-def text_sources(texts: tuple[str, ...]) -> tuple[Source, ...]:
-    """Return texts as sources of a text tower."""
-    return tuple(Source(modality="text", text=text) for text in texts)
 
 
 def _project(tower: Tower, text_tower: Tower, dim: int | None) -> None:

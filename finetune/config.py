@@ -96,7 +96,7 @@ class FinetuneConfig(ManifestConfig):
         default=(), description="for training images: flip, rotation=DEGREES, randaugment[=MAGNITUDE]"
     )
     cache_depth: bool = Field(
-        default=False, description="compute what lies below the lowest trained block once and keep it in --store"
+        default=False, description="compute what is frozen of each encoder once and keep it in --store"
     )
     epochs: PositiveInt = Field(default=10, description="passes over the training rows")
     batch_size: PositiveInt = Field(default=32, description="samples per forward pass, over all processes")

@@ -12,8 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.manifest import Source
-from data.text import load_text
 from finetune.batches import seed_of
 from finetune.items import Items
 from finetune.model import Batch
@@ -80,7 +78,7 @@ class Feed:
     views
         Which views of a study are used.
     text_tower, texts
-        The same of the texts, where an objective needs them as vectors.
+        The same of the texts, by sample, where an objective needs them as vectors.
     known
         The rest of a batch.
     augment
@@ -91,7 +89,7 @@ class Feed:
     items: Items
     items_of: Callable[[int], NDArray[np.int64]]
     text_tower: Tower | None
-    texts: tuple[Source | None, ...] | None
+    texts: Items | None
     known: Known
     augment: Callable[[Tensor, int], Tensor] | None = None
     views: ViewChoice = field(default_factory=ViewChoice)
@@ -105,8 +103,7 @@ class Feed:
             items = [self.augment(item, seed_of(epoch, int(at))) for item, at in zip(items, used, strict=True)]
         texts = None
         if self.text_tower is not None and self.texts is not None:
-            chosen = [self.texts[row] for row in rows]
-            texts = self.text_tower.collate([load_text(source) for source in chosen if source is not None])
+            texts = self.text_tower.collate(self.texts[rows])
         return Batch(
             rows=rows,
             inputs=self.tower.collate(items),

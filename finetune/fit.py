@@ -33,13 +33,13 @@ from data.progress import Progress, Silent
 from featurestore.extract import resolve_device
 from featurestore.store import FeatureStore
 from finetune.batches import steps_of
-from finetune.build import Towers, build, check_options, groups_of, load_towers, text_sources, with_cached_depth
+from finetune.build import Towers, build, check_options, groups_of, load_towers, with_cached_depth
 from finetune.checkpoint import Checkpoints, Progressed
 from finetune.config import FinetuneConfig
 from finetune.evaluation import logged, measure, value_of
 from finetune.feed import Feed
 from finetune.history import History
-from finetune.items import Decoder, make_augment
+from finetune.items import Decoder, make_augment, text_items
 from finetune.loop import Course, Loop
 from finetune.outcome import Trained, finish, identity
 from finetune.record import FinetuneRecord
@@ -89,12 +89,14 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         run = _identity(config, manifest, towers)
         store = FeatureStore(store_of(config), create=True)
         if config.cache_depth:
-            towers = with_cached_depth(config, towers, store)
-        decoder = Decoder(towers.tower, config.workers, progress)
+            towers = with_cached_depth(config, towers, store, progress)
+        fills = accelerator.is_main_process
+        decoder = Decoder(towers.tower, config.workers, progress, fills=fills)
         samples, remarks = load_samples(config, manifest, store, decoder, progress)
         samples = replace(samples, prompts=prompts_of(config, samples.task))
         if config.teacher is not None:
             samples = replace(samples, taught=taught_by(config.teacher, samples, store, progress))
+        texts = text_items(towers.text_tower, samples, config.workers, progress, fills=fills)
     built = build(config, samples, towers, device=device)
     remarks += built.remarks
     groups = groups_of(config, built)
@@ -109,7 +111,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
             items=decoder.items,
             items_of=samples.items_of,
             text_tower=towers.text_tower,
-            texts=None if samples.texts is None else text_sources(samples.texts),
+            texts=texts,
             known=built.known,
             augment=make_augment(config.augment, config.seed),
             views=ViewChoice(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import nn
 
@@ -97,17 +98,18 @@ def finish(
         progress.note(openings.explain())
     judged |= _judge(config, trained, "test", cuts or 0.5)
     metrics = {split: {**found.metrics, "losses": dict(found.losses)} for split, found in judged.items()}
+    towers: list[Any] = []
     if runner.accelerator.is_main_process:
         progress.stage("handing the encoder back", 1)
         hand_back(out, trained.built)
+        towers = list(towers_of(out, trained.built, trust_remote_code=config.trust_remote_code))
         progress.advance()
-    runner.accelerator.wait_for_everyone()
     record = FinetuneRecord(
         command=command,
         config=config.to_dict(),
         manifest_digest=data.manifest.digest,
         split_digest=digest_json([trained.train.tolist(), trained.choosing.tolist(), data.rows("test").tolist()]),
-        inputs=tuple(towers_of(out, trained.built, trust_remote_code=config.trust_remote_code)),
+        inputs=tuple(broadcast_object_list([towers])[0]),
         task=samples.task.to_dict() if samples.task else None,
         counts={**_counts(samples), "trained": len(trained.train), "choosing": len(trained.choosing)},
         parameters=_parameters(trained),

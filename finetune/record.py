@@ -29,7 +29,7 @@ class FinetuneRecord(StableRecord):
         Identity of the samples, and of who trained, who chose the epoch and who was judged.
     inputs
         Per tower: ``encoder`` and ``fingerprint`` before training, ``trained`` after it (the fingerprint of
-        ``RUN/encoder``), ``dim`` and ``modality``.
+        ``RUN/encoder``), ``dim``, ``modality``, ``pooling``, and what of it was ``kept`` in the store (None: nothing).
     task
         As in the record of a head; None of pairs without a target.
     counts

@@ -11,12 +11,12 @@ from data.prompts import PromptTexts
 from data.task import Task
 from featurestore.extract import resolve_device
 from featurestore.store import FeatureStore
-from finetune.build import Built, Towers, build, needed_by, text_sources
+from finetune.build import Built, Towers, build, needed_by
 from finetune.captions import CaptionTokenizer
 from finetune.config import FinetuneConfig
 from finetune.feed import Feed
 from finetune.hand import CAPTIONS, ENCODER, load_objectives
-from finetune.items import Decoder
+from finetune.items import Decoder, text_items
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import Samples, load_samples, read_rows
@@ -122,7 +122,7 @@ def restore(
         items_of=samples.items_of,
         views=ViewChoice(limit=config.max_views),
         text_tower=text_tower,
-        texts=None if samples.texts is None else text_sources(samples.texts),
+        texts=text_items(text_tower, samples, config.workers, progress),
         known=built.known,
     )
     runner = Runner(

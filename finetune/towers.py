@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from data.errors import ConfigError, did_you_mean
 from data.manifest import Modality, Source
 from featurestore.catalog import load_encoder
-from featurestore.encoder import EncoderOptions
+from featurestore.encoder import Embeddings, EncoderOptions
 from featurestore.encoders._token_pooling import TokenPooling
 from featurestore.errors import EncoderError
 from featurestore.image_encoder import ImageEncoder
@@ -44,7 +44,11 @@ class Tower(nn.Module):
     ----------
     base
         Digests of the network's tensors when the tower was made, by name.
+    kept
+        What of it is read from a store, in words; None where everything is computed whenever it is asked for.
     """
+
+    kept: str | None = None
 
     def __init__(
         self,
@@ -80,16 +84,25 @@ class Tower(nn.Module):
         """Return a batch of what `read` gave."""
         return self.encoder.collate(items)
 
-    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """Return vectors of shape (b, d) and, where the encoder gives them, tokens of shape (b, t, c)."""
-        vectors, *tokens = self.encoder.differentiable(batch)
+    def features(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Return the encoder's own vectors, (b, d), and, where it gives them, tokens, (b, t, c)."""
+        return self.pooled(self.encoder.differentiable(batch))
+
+    def pooled(self, levels: Sequence[Embeddings]) -> tuple[Tensor, Tensor | None]:
+        """Return vectors and tokens of the encoder's levels."""
+        vectors, *tokens = levels
         if self.pooling is not None:
             tokens = [vectors] if self.keeps_tokens else []
             vectors = self.pooling(vectors)
         assert isinstance(vectors, Tensor)
+        return vectors, tokens[0] if tokens and isinstance(tokens[0], Tensor) else None
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Return vectors of shape (b, d) and, where the encoder gives them, tokens of shape (b, t, c)."""
+        vectors, tokens = self.features(batch)
         if self.projection is not None:
             vectors = self.projection(vectors)
-        return vectors, tokens[0] if tokens and isinstance(tokens[0], Tensor) else None
+        return vectors, tokens
 
 
 def load_tower(
@@ -138,6 +151,7 @@ def load_tower(
         also=(TOKENS,) if tokens else (),
         # As `extract` stores what it computes in fp32, so that a tower has the fingerprint of those features.
         dtype="float32",
+        ragged_dtype="float32",
         device=device,
         trust_remote_code=trust_remote_code,
     )

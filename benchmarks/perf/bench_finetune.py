@@ -130,7 +130,7 @@ class Contest:
         manifest = read_rows(config)
         towers = load_towers(config, manifest.modality, device=self.device)
         if cached:
-            towers = with_cached_depth(config, towers, store)
+            towers = with_cached_depth(config, towers, store, Silent())
         decoder = Decoder(towers.tower, config.workers, Silent())
         samples, _ = load_samples(config, manifest, store, decoder, Silent())
         built = build(config, samples, towers, device=self.device)
