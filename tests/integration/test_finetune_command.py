@@ -566,6 +566,15 @@ def test_what_does_not_fit_is_refused_in_one_line(tuned, arguments, objective: s
     assert not (run / "record.json").exists()
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_that_train_nothing_are_refused(tuned, clip: str, accumulate: int) -> None:
+    """A triplet loss has no parameters of its own, and nothing of the towers is trained in the first epoch."""
+    options = ["--text", "caption", "--text-encoder", clip, "--unfreeze", "gradual:1:1", "--accumulate", accumulate]
+    result, _ = tuned(*options, objective="triplet")
+    assert result.code == 2
+    assert "no loss depends on anything that is trained in epoch 0, step 0" in result.error
+
+
 def test_a_finished_run_is_kept(tuned) -> None:
     tuned()
     result, _ = tuned()
