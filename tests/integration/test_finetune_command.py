@@ -244,8 +244,8 @@ def test_looks_every_few_steps_change_nothing_of_the_training(tuned) -> None:
     means = [np.mean(losses[max(end - 2, 0) : end]) for end in (2, 4, 6, 8)]
     assert history["train/loss"] == pytest.approx([*means, losses[-1]])
     assert (
-        f"after step {training['best_step']}, in epoch {training['best_epoch'] + 1}"
-        in (looks / "report.html").read_text()
+        f"Step {training['best_step']}, in epoch {training['best_epoch'] + 1}, was the best by loss on 8 samples (val, "
+        "judged every 2 steps)" in (looks / "report.html").read_text()
     )
     assert "step 2: loss" in result.err
 
