@@ -5,7 +5,7 @@
     RUN/checkpoints/
       last.json            which files are the last state and the best weights; replaced as a whole
       step-120.safetensors what training changes of the network
-      step-120.pt          the optimizer
+      step-120.pt          the optimizer, and the scale of 16-bit gradients
       best-80.safetensors  what training changes of the network, at the best step
 
 Random numbers need no keeping: those of a step follow from seed, epoch, step and process.
@@ -146,12 +146,20 @@ class Checkpoints:
             )
         return found
 
-    def save(self, state: Progressed, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Write a checkpoint; the one before it counts until this one is whole."""
+    def save(self, state: Progressed, model: nn.Module, stateful: Mapping[str, Any]) -> None:
+        """Write a checkpoint; the one before it counts until this one is whole.
+
+        Parameters
+        ----------
+        state, model
+            Where training is, and the network.
+        stateful
+            What else a step depends on, by name: with ``state_dict`` and ``load_state_dict``, as of an optimizer.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         weights = self._weights(model)
         save_file(weights, self._step(state.step, "safetensors"))
-        torch.save(optimizer.state_dict(), self._step(state.step, "pt"))
+        torch.save({name: each.state_dict() for name, each in stateful.items()}, self._step(state.step, "pt"))
         if state.is_best:
             save_file(weights, self._best(state.step))
         with whole_text_file(self._folder / _LAST) as file:
@@ -162,10 +170,12 @@ class Checkpoints:
         for path in set(self._folder.iterdir()) - kept:
             path.unlink()
 
-    def load(self, state: Progressed, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Bring network and optimizer back to where a checkpoint was."""
+    def load(self, state: Progressed, model: nn.Module, stateful: Mapping[str, Any]) -> None:
+        """Bring a network, and what `save` was given beside it, back to where a checkpoint was."""
         self._assign(model, self._step(state.step, "safetensors"))
-        optimizer.load_state_dict(torch.load(self._step(state.step, "pt"), weights_only=True))
+        found = torch.load(self._step(state.step, "pt"), weights_only=True)
+        for name, each in stateful.items():
+            each.load_state_dict(found[name])
 
     def load_best(self, state: Progressed, model: nn.Module) -> None:
         """Give a network the weights of the best look."""

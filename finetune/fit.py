@@ -132,7 +132,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     checkpoints = Checkpoints(config.out / "checkpoints", loop.changing)
     state = (None if config.overwrite else checkpoints.read(run)) or Progressed(run=run)
     if state.step:
-        checkpoints.load(state, loop.model, loop.optimizer)
+        checkpoints.load(state, loop.model, loop.stateful)
         progress.note(f"going on after step {state.step}, in epoch {state.epoch}")
 
     def judge() -> tuple[Mapping[str, float], float]:

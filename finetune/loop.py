@@ -97,6 +97,12 @@ class Loop:
         """The names in the model's state that training changes."""
         return changing(self.model, self._trained)
 
+    @property
+    def stateful(self) -> dict[str, Any]:
+        """What a step depends on beside the network."""
+        scaler = self.accelerator.scaler
+        return {"optimizer": self.optimizer} | ({} if scaler is None else {"scaler": scaler})
+
     def run(
         self,
         rows: Rows,
@@ -154,14 +160,14 @@ class Loop:
                 state = state.after_look(epoch, value, patience=self.course.patience, total=total)
                 if main:
                     tell(trackers, state.step, {"epoch": epoch, **means, **{f"val/{k}": v for k, v in found.items()}})
-                    checkpoints.save(state, self.model, self.optimizer)
+                    checkpoints.save(state, self.model, self.stateful)
                     saved = time.monotonic()
                     when = f"epoch {epoch}" if self.course.judge_every is None else f"step {state.step}"
                     progress.note(_said(when, means["train/loss"], found, is_best=state.is_best))
                 if state.stopped:
                     break
             elif main and time.monotonic() - saved > SAVE_SECONDS:
-                checkpoints.save(state, self.model, self.optimizer)
+                checkpoints.save(state, self.model, self.stateful)
                 saved = time.monotonic()
         self.accelerator.wait_for_everyone()
         if state.best_step is None:

@@ -62,22 +62,16 @@ def page(record: FinetuneRecord, plot: Path | None) -> str:
 
 
 def _lead(record: FinetuneRecord) -> str:
-    training, counts = record.training, record.counts
+    training, counts, every = record.training, record.counts, record.config["judge_every"]
     trained = sum(part["trained"] for part in record.parameters.values())
+    epoch = training["best_epoch"] + 1
+    best = f"Step {training['best_step']:,}, in epoch {epoch}," if every else f"Epoch {epoch}"
+    looks = f", judged every {every:,} steps" if every else ""
     return (
         f"{trained:,} parameters were trained on {counts['trained']:,} of {counts['samples']:,} samples for "
-        f"{training['epochs']} epochs ({training['steps']:,} steps). {_best(record)} was the best "
-        f"by {training['chosen_by']} on {counts['choosing']:,} samples ({training['chosen_on']})."
+        f"{training['epochs']} epochs ({training['steps']:,} steps). {best} was the best by {training['chosen_by']} on "
+        f"{counts['choosing']:,} samples ({training['chosen_on']}{looks})."
     )
-
-
-def _best(record: FinetuneRecord) -> str:
-    """Return when the network was best, in words."""
-    training, every = record.training, record.config["judge_every"]
-    epoch = training["best_epoch"] + 1
-    if every is None:
-        return f"Epoch {epoch}"
-    return f"Of looks every {every:,} step(s), that after step {training['best_step']:,}, in epoch {epoch},"
 
 
 def _remarks(record: FinetuneRecord) -> Html:

@@ -37,8 +37,8 @@ class FinetuneRecord(StableRecord):
     parameters
         Per part of the network how many parameters it has (``all``) and how many were ever trained (``trained``).
     training
-        ``epochs`` that were made, ``steps``, the ``last_step`` there could have been, what the rows that chose the
-        epoch were worth ``before`` any training, the ``looks`` at them, as steps that had been made,
+        Whole ``epochs`` that were made, ``steps``, the ``last_step`` there could have been, what the rows that chose
+        were worth ``before`` any training, the ``looks`` at them, as steps that had been made,
         ``best_epoch``, ``best_step``, ``best_value`` and what it was ``chosen_by`` and ``chosen_on``,
         ``processes``, and the objectives' ``measures`` at the best step, such as a temperature.
     history

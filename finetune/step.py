@@ -66,7 +66,7 @@ class Gradients:
         Raises
         ------
         FinetuneError
-            If a loss is not finite.
+            If a loss is not finite, or none depends on what is trained.
         """
         parts = split(passes, self.accelerator.num_processes)
         own_rows = [each[self.accelerator.process_index] for each in parts]
@@ -84,7 +84,13 @@ class Gradients:
                     losses: Mapping[str, Tensor] = self._wrapped(batch, step, standing)
                 own = {name: loss * weights[name][number] for name, loss in losses.items() if name not in standing}
                 self._require_finite(own, epoch, step)
-                self.accelerator.backward(self.model.objectives.total({**losses, **own}, step))
+                loss = self.model.objectives.total({**losses, **own}, step)
+                if not loss.requires_grad:
+                    raise FinetuneError(
+                        f"no loss depends on anything that is trained in epoch {epoch}, step {step}: unfreeze from the "
+                        f"first epoch on, give pairs a common space with --dim, or weigh another objective"
+                    )
+                self.accelerator.backward(loss)
             values |= {name: values.get(name, 0) + loss.detach() for name, loss in own.items()}
         values = {name: values[name] for name in self.model.objectives.weights(step)}
         total = self.model.objectives.total(values, step)

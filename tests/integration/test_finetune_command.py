@@ -247,8 +247,8 @@ def test_looks_every_few_steps_change_nothing_of_the_training(tuned) -> None:
     means = [np.mean(losses[max(end - 2, 0) : end]) for end in (2, 4, 6, 8)]
     assert history["train/loss"] == pytest.approx([*means, losses[-1]])
     assert (
-        f"after step {training['best_step']}, in epoch {training['best_epoch'] + 1}"
-        in (looks / "report.html").read_text()
+        f"Step {training['best_step']}, in epoch {training['best_epoch'] + 1}, was the best by loss on 8 samples (val, "
+        "judged every 2 steps)" in (looks / "report.html").read_text()
     )
     assert "step 2: loss" in result.err
 
@@ -931,6 +931,15 @@ def test_what_does_not_fit_is_refused_in_one_line(tuned, arguments, objective: s
     assert said in result.error
     assert "Traceback" not in result.err
     assert not (run / "record.json").exists()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_that_train_nothing_are_refused(tuned, clip: str, accumulate: int) -> None:
+    """A triplet loss has no parameters of its own, and nothing of the towers is trained in the first epoch."""
+    options = ["--text", "caption", "--text-encoder", clip, "--unfreeze", "gradual:1:1", "--accumulate", accumulate]
+    result, _ = tuned(*options, objective="triplet")
+    assert result.code == 2
+    assert "no loss depends on anything that is trained in epoch 0, step 0" in result.error
 
 
 def test_a_finished_run_is_kept(tuned) -> None:

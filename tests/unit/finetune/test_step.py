@@ -52,6 +52,7 @@ class Case:
     frozen: bool = False
     dropout: float = 0.0
     amp: str = "no"
+    scale: float | None = None
     judge_every: int | None = None
 
 
@@ -132,6 +133,8 @@ def make_loop(case: Case) -> Loop:
         known=known,
     )
     accelerator = make_accelerator(device, case.amp)
+    if case.scale:  # as with 16 bits on a GPU
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=case.scale)
     runner = Runner(
         model=model,
         feed=feed,
@@ -235,6 +238,22 @@ def test_half_precision_is_near_full_precision() -> None:
     for name, gradient in full.items():
         assert (half[name] - gradient).norm() <= 0.05 * gradient.norm() + 1e-3, name
     assert not torch.equal(half["loss"], full["loss"])
+
+
+def test_gradients_of_a_scaled_loss_are_scaled() -> None:
+    case = {"objectives": "contrastive+captioning", "batch": 4, "accumulate": 3}
+    plain, scaled = first_gradients(Case(**case)), first_gradients(Case(**case, scale=1024.0))
+    assert scaled.pop("loss") == plain.pop("loss")
+    assert_same({name: gradient / 1024 for name, gradient in scaled.items()}, plain, 1e-6)
+
+
+def test_a_checkpoint_has_the_scale_of_the_gradients(tmp_path: Path) -> None:
+    loop, other = make_loop(Case("sigmoid", scale=512.0)), make_loop(Case("sigmoid", scale=1024.0))
+    state = Progressed(run="run", step=1)
+    loop.accelerator.scaler.scale(torch.ones(()))
+    Checkpoints(tmp_path, loop.changing).save(state, loop.model, loop.stateful)
+    Checkpoints(tmp_path, other.changing).load(state, other.model, other.stateful)
+    assert other.accelerator.scaler.get_scale() == 512.0
 
 
 def test_both_passes_drop_the_same_out() -> None:
