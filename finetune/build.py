@@ -16,6 +16,7 @@ from featurestore.weights import seeded
 from finetune.aggregator import Aggregate
 from finetune.captions import DEFAULT_VOCABULARY, CaptionTokenizer
 from finetune.config import FinetuneConfig
+from finetune.consistency import Consistency
 from finetune.errors import FinetuneError
 from finetune.feed import Known
 from finetune.groups import parameter_groups
@@ -28,7 +29,7 @@ from finetune.pairs import number_targets, number_texts
 from finetune.partial import PartialTower
 from finetune.registry import make_objective, objective_class, split_settings
 from finetune.samples import Samples, weights_of
-from finetune.towers import Tower, load_tower
+from finetune.towers import Tower, learned_pooling, load_tower
 from finetune.unfreeze import Policy
 from finetune.warm_start import classifier_from_run
 from heads.params import parse_params
@@ -106,17 +107,35 @@ def check_options(config: FinetuneConfig) -> None:
     for option, (wanted, given) in wanting.items():
         if wanted and not given:
             raise ConfigError(f"--objective {','.join(config.objective)} needs {option}; name it")
+        if option == "--target" and "texts" in needed:
+            continue  # pairs are judged on it by prompts
         if given and not wanted and option != "--text-encoder":
             raise ConfigError(f"{option}: nothing of --objective {','.join(config.objective)} uses it; leave it out")
+    if (config.template or config.prompts) and not ("texts" in needed and config.target):
+        raise ConfigError("--template and --prompts: judge aligned pairs on --target; name one, or leave them out")
     if config.text_encoder is not None and not needed & {"texts", "captions"}:
         raise ConfigError(
             f"--text-encoder: nothing of --objective {','.join(config.objective)} reads texts; leave it out"
         )
+    for option, pooling, read in (
+        ("pooling", config.pooling, "vectors"),
+        ("text-pooling", config.text_pooling, "texts"),
+    ):
+        if learned_pooling(pooling) and read not in needed:
+            raise ConfigError(
+                f"--{option} {pooling}: nothing of --objective {','.join(config.objective)} reads the vector that it "
+                f"would make; leave it out"
+            )
     Aggregate.parse(config.aggregate)
     if config.bag is not None and "captioning" in config.objective:
         raise ConfigError("--bag: a caption is written from the tokens of one input; leave --bag or captioning out")
-    if config.bag is None and (config.aggregate != "mean" or config.max_views is not None):
-        raise ConfigError("--aggregate and --max-views are for studies of several inputs; name their column with --bag")
+    for option in ("aggregate", "max_views", "single_view", "view_dropout", "consistency"):
+        if config.bag is None and getattr(config, option) != FinetuneConfig.model_fields[option].default:
+            raise ConfigError(
+                f"--{option.replace('_', '-')}: is for studies of several inputs; name their column with --bag"
+            )
+    if Consistency.name in config.weight:
+        raise ConfigError("--weight consistency: its weight is what --consistency says; leave it out of --weight")
     if config.cache_depth and "masked" in config.objective:
         raise ConfigError("--cache-depth: masked modelling hides parts of the input itself; leave one of them out")
     if config.sample_weight is not None and not any(objective_class(name).weighted for name in config.objective):
@@ -125,6 +144,11 @@ def check_options(config: FinetuneConfig) -> None:
         )
     if config.warm_start is not None and "classification" not in config.objective:
         raise ConfigError("--warm-start: needs --objective classification, whose classifier begins with that head")
+    if config.warm_start is not None and learned_pooling(config.pooling):
+        raise ConfigError(
+            f"--warm-start: that head was fitted on the encoder's own vectors, and --pooling {config.pooling} makes "
+            f"others; leave one of them out"
+        )
     if config.teacher is not None and "classification" not in config.objective:
         raise ConfigError("--teacher: needs --objective classification, whose classifier learns from it")
     idle = [key for key in config.set if key.startswith("classification.teacher_")] if config.teacher is None else []
@@ -148,6 +172,7 @@ def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> T
         pooling=config.pooling,
         tokens="tokens" in needed,
         trust_remote_code=config.trust_remote_code,
+        seed=config.seed,
     )
     if "texts" not in needed:
         return Towers(tower=tower, text_tower=None)
@@ -158,6 +183,7 @@ def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> T
         device=device,
         pooling=config.text_pooling,
         trust_remote_code=config.trust_remote_code,
+        seed=config.seed + 1,
     )
     return Towers(tower=tower, text_tower=text_tower)
 
@@ -168,7 +194,7 @@ def with_cached_depth(config: FinetuneConfig, towers: Towers, store: FeatureStor
     Raises
     ------
     EncoderError
-        If another policy than ``last:K`` is used, samples are augmented, or the network cannot be cut there.
+        If the policy is not ``last:K`` in every epoch, samples are augmented, or the network cannot be cut there.
     """
     policy = Policy.parse(config.unfreeze)
     return replace(towers, tower=PartialTower(towers.tower, policy, store, augmented=bool(config.augment)))
@@ -228,6 +254,8 @@ def build(
         assert samples.task is not None  # it is what the classifier learns
         classification.start_from(classifier_from_run(config.warm_start, spec, samples.task))
     weights = {name: parse_weight(weight) for name, weight in config.weight.items()}
+    if config.consistency:
+        objectives[Consistency.name], weights[Consistency.name] = Consistency(), config.consistency
     made = Weighted(objectives, weights)
     known = _known(config, samples, objectives)
     model = Model(tower, text_tower, made, aggregator=aggregator, device=torch.device(device))
@@ -326,8 +354,10 @@ def groups_of(config: FinetuneConfig, built: Built) -> list[dict[str, Any]]:
         parts["aggregator"] = (model.aggregator, 1.0)
     for name, policy in policies.items():
         tower: Tower = getattr(model, name)
-        policy.apply(tower.network, config.epochs)
+        policy.apply(tower.network, config.epochs - 1)
         parts[name] = (tower.network, rates[name])
+        if tower.pooling is not None:
+            parts[f"{name} pooling"] = (tower.pooling, 1.0)
         if tower.projection is not None:
             parts[f"{name} projection"] = (tower.projection, 1.0)
     decays = dict.fromkeys(policies, config.layer_decay) if config.layer_decay < 1 else {}

@@ -5,10 +5,10 @@
     RUN/
       config.yaml             resolved; `finetune --config` takes it back
       metrics.jsonl           losses, learning rates and gradient norms, step by step
-      history.json            means of each epoch
+      history.json            means of each epoch, or of the steps between two looks
       checkpoints/            the last state and the best weights
       encoder/                what `extract --encoder RUN/encoder` takes
-      objectives.safetensors  the classifier, temperature or decoder of the best epoch
+      objectives.safetensors  the classifier, temperature or decoder of the best step
       captions/               the tokenizer of a decoder
       predictions.csv         one row per judged sample of a task
       texts.csv               one row per judged sample with a text: the nearest text, what a decoder wrote
@@ -47,6 +47,8 @@ from finetune.runner import Runner, make_accelerator
 from finetune.samples import load_samples, read_rows, seen_by_head, store_of
 from finetune.teacher import head_digest, taught_by
 from finetune.tracking import Tracker, check_trackers, open_trackers, tell
+from finetune.views import ViewChoice
+from finetune.zero_shot import prompts_of
 from heads.errors import RunError
 from heads.evaluation.thresholds import parse_rule
 from heads.record import FILE
@@ -90,6 +92,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
             towers = with_cached_depth(config, towers, store)
         decoder = Decoder(towers.tower, config.workers, progress)
         samples, remarks = load_samples(config, manifest, store, decoder, progress)
+        samples = replace(samples, prompts=prompts_of(config, samples.task))
         if config.teacher is not None:
             samples = replace(samples, taught=taught_by(config.teacher, samples, store, progress))
     built = build(config, samples, towers, device=device)
@@ -109,11 +112,17 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
             texts=None if samples.texts is None else text_sources(samples.texts),
             known=built.known,
             augment=make_augment(config.augment, config.seed),
-            max_views=config.max_views,
-            seed=config.seed,
+            views=ViewChoice(
+                limit=config.max_views,
+                single=config.single_view,
+                dropout=config.view_dropout,
+                alone=config.consistency > 0,
+                seed=config.seed,
+            ),
         ),
         accelerator=accelerator,
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
         last_step=last_step,
         seed=config.seed,
     )
@@ -128,7 +137,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         found = measure(runner, samples, choosing, min_positives=config.min_positives)
         return logged(found, config.choose, samples.task), value_of(found, config.choose)
 
-    # An epoch cannot be chosen by what is not there: that is found out before any training.
+    # Nothing can be chosen by what is not there: that is found out before any training.
     before = judge()[0] if not state.step else {}
     if accelerator.is_main_process:
         _claim(config)
@@ -159,12 +168,12 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
 def _course(config: FinetuneConfig) -> Course:
     return Course(
         epochs=config.epochs,
-        accumulate=config.accumulate,
         schedule=config.schedule,
         by=config.schedule_by,
         warmup=config.warmup,
         floor=config.lr_floor,
         clip_norm=config.clip_norm,
+        judge_every=config.judge_every,
         patience=config.patience,
     )
 

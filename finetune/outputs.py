@@ -21,6 +21,8 @@ class Outputs:
     ----------
     vectors
         Embeddings of the input, in the common space where there is one, not normalised, shape (b, d).
+    single
+        What `vectors` would be if each study had one of its views only, which was drawn, shape (b, d).
     texts
         Those of the samples' texts, shape (b, d).
     tokens
@@ -44,6 +46,7 @@ class Outputs:
     """
 
     vectors: Tensor | None = None
+    single: Tensor | None = None
     texts: Tensor | None = None
     tokens: Tensor | None = None
     targets: Tensor | None = None
@@ -70,11 +73,18 @@ class Objective(nn.Module, ABC):
         The fields of `Outputs` that have to be there, whatever the settings.
     weighted
         Whether it heeds `Outputs.weights`.
+    joint
+        Whether the loss is one of all samples of a batch together, such as one of pairs, and no mean over samples. It
+        then needs tensors alone, one row per sample.
+    in_evaluation
+        Whether it is a part of the loss of rows that are judged; False of what only regularises training.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
     weighted: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
+    in_evaluation: ClassVar[bool] = True
 
     @classmethod
     def needed(cls, settings: Mapping[str, Any]) -> frozenset[str]:  # noqa: ARG003 -- some needs follow from settings
@@ -84,6 +94,18 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of a batch."""
+
+    def count(self, known: Outputs, rows: int) -> float:  # noqa: ARG002 - of some the mean is over other things
+        """Return how much some samples weigh in a mean over more: their number, where they all weigh the same.
+
+        Parameters
+        ----------
+        known
+            What is known of them without a network.
+        rows
+            How many they are.
+        """
+        return rows
 
     def measures(self) -> dict[str, float]:
         """Return values that are worth following beside the loss, such as a temperature."""

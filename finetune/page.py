@@ -23,7 +23,7 @@ def write_page(run: Path, record: FinetuneRecord) -> None:
     plot = run / "plots" / "losses.png"
     losses = {name: values for name, values in record.history.items() if name in ("train/loss", "val/loss")}
     if losses:
-        learning_curves(plot, losses)
+        learning_curves(plot, losses, steps=record.training["looks"] if record.config["judge_every"] else None)
     with whole_text_file(run / FILE) as file:
         file.write(page(record, plot if losses else None))
 
@@ -66,9 +66,18 @@ def _lead(record: FinetuneRecord) -> str:
     trained = sum(part["trained"] for part in record.parameters.values())
     return (
         f"{trained:,} parameters were trained on {counts['trained']:,} of {counts['samples']:,} samples for "
-        f"{training['epochs']} epochs ({training['steps']:,} steps). Epoch {training['best_epoch'] + 1} was the best "
+        f"{training['epochs']} epochs ({training['steps']:,} steps). {_best(record)} was the best "
         f"by {training['chosen_by']} on {counts['choosing']:,} samples ({training['chosen_on']})."
     )
+
+
+def _best(record: FinetuneRecord) -> str:
+    """Return when the network was best, in words."""
+    training, every = record.training, record.config["judge_every"]
+    epoch = training["best_epoch"] + 1
+    if every is None:
+        return f"Epoch {epoch}"
+    return f"Of looks every {every:,} step(s), that after step {training['best_step']:,}, in epoch {epoch},"
 
 
 def _remarks(record: FinetuneRecord) -> Html:
@@ -97,7 +106,7 @@ def _spoken(name: str) -> str:
 
 def _training(record: FinetuneRecord) -> list[tuple[str, Content]]:
     config, measures, chosen = record.config, record.training["measures"], record.training["chosen_by"]
-    best = record.history[f"val/{chosen}"][record.training["best_epoch"]]
+    best = record.history[f"val/{chosen}"][record.training["looks"].index(record.training["best_step"])]
     learned = ", ".join(f"{name} {format_number(value)}" for name, value in measures.items())
     items: list[tuple[str, Content]] = [
         ("Unfrozen", config["unfreeze"]),
@@ -108,7 +117,7 @@ def _training(record: FinetuneRecord) -> list[tuple[str, Content]]:
         ("Batch", f"{config['batch_size']} x {config['accumulate']} on {record.training['processes']} process(es)"),
         ("Augmentation", ", ".join(config["augment"]) or "none"),
         (f"{chosen} before training", _number(record.training["before"].get(chosen))),
-        (f"{chosen} of the best epoch", _number(best)),
+        (f"{chosen} at best", _number(best)),
     ]
     return [*items, ("Learned", learned)] if learned else items
 

@@ -42,7 +42,7 @@ _TOLERANCE = 1e-5
 """Largest difference of a vector by the two ways, relative to the largest value."""
 
 _MASK = "attention_mask"
-_OF_A_LEVEL = ("tokens", "projection", "similarity")
+_OF_A_LEVEL = ("tokens", "token_pooling", "projection", "similarity")
 
 
 class CachedText(NamedTuple):
@@ -86,7 +86,8 @@ class PartialTower(Tower):
     tower
         Whose network and projection are used. The network is as its encoder was loaded.
     policy
-        ``last:K`` of fewer blocks than there are; nothing else may decide what of the network trains.
+        ``last:K`` of fewer blocks than there are, or ``frozen:S`` that is one; nothing else may decide what of the
+        network trains.
     store
         Where activations are kept, under a specification of their own, by the content of the sample.
     augmented
@@ -99,7 +100,7 @@ class PartialTower(Tower):
     """
 
     def __init__(self, tower: Tower, policy: Policy, store: FeatureStore, *, augmented: bool = False) -> None:
-        super().__init__(tower.name, tower.encoder, tower.projection)
+        super().__init__(tower.name, tower.encoder, tower.projection, tower.pooling, keeps_tokens=tower.keeps_tokens)
         self.network.eval()
         lower, count = _lower_blocks(tower, policy, augmented=augmented)
         self._cut = Cut(self.name, self.network, lower, self.encoder.differentiable)
@@ -249,21 +250,22 @@ def _lower_blocks(tower: Tower, policy: Policy, *, augmented: bool) -> tuple[lis
             f"{tower.name}: augmented samples are new in every epoch, so nothing of them can be kept; leave out the "
             f"augmentation or the cache of activations"
         )
-    if policy.kind != "last":
+    stack = blocks(tower.network)
+    trained = policy.as_last(len(stack))
+    if trained is None:
         raise EncoderError(
-            f"--unfreeze {policy}: nothing but last:K keeps the lower blocks as they are; choose it, or leave out the "
-            f"cache of activations"
+            f"--unfreeze {policy}: nothing but last:K keeps the lower blocks as they are, or a constant frozen:S "
+            f"between 0 and 1; choose one of these, or leave out the cache of activations"
         )
     policy.prepare(tower.network)
-    stack = blocks(tower.network)
-    if policy.blocks == len(stack):
+    if trained == len(stack):
         raise EncoderError(
             f"--unfreeze {policy}: {type(tower.network).__name__} has {len(stack)} blocks, so that none is frozen and "
             f"nothing can be kept; choose at most last:{len(stack) - 1}, or leave out the cache of activations"
         )
     if isinstance(tower.encoder, ChunkedTextEncoder):
         raise EncoderError(f"{tower.name}: the activations of texts in pieces are not kept; choose another pooling")
-    return stack[: -policy.blocks], len(stack)
+    return stack[:-trained], len(stack)
 
 
 def _specification(spec: EncoderSpec, *, block: int, of: int, shape: tuple[int, ...] | None, dim: int) -> EncoderSpec:

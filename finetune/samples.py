@@ -20,6 +20,7 @@ from data.filecache import FileCache
 from data.labels import as_number
 from data.manifest import Manifest
 from data.progress import Progress
+from data.prompts import PromptTexts
 from data.sources import read_manifest
 from data.split import holdout
 from data.task import Task, read_task
@@ -49,6 +50,8 @@ class Samples:
         What is predicted; None of pairs without a target.
     texts
         The text of each sample; None where no column of texts was named.
+    prompts
+        What stands for the classes of the task where pairs are judged by that; else None.
     taught
         What a teacher says of the training samples, see `finetune.teacher.taught_by`; None without one.
     """
@@ -56,6 +59,7 @@ class Samples:
     data: Labelled
     task: Task | None
     texts: tuple[str, ...] | None
+    prompts: PromptTexts | None = None
     taught: NDArray[np.float32] | None = None
 
     @property

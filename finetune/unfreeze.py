@@ -1,12 +1,26 @@
 """Which parts of a network train, and from when on: one meaning for every kind of network.
 
-==============  ====================================================================================================
-``none``        nothing
-``last:K``      the K uppermost blocks and all above them
-``all``         everything
-``gradual:E:K`` nothing for E epochs, then ``last:K`` and the weights of every normalisation layer below
-``lora:R``      additions of rank R to the linear layers of all blocks (Hu et al. 2021, arXiv:2106.09685)
-==============  ====================================================================================================
+=====================  =============================================================================================
+``none``               nothing
+``last:K``             the K uppermost blocks and all above them
+``all``                everything
+``frozen:S``           all but the share S of the blocks, counted from the bottom: 0 is ``all``, 1 is ``none``
+``frozen:S:FORM:E``    the same with a share that goes down from 1 in epoch 0 to S in epoch E
+``gradual:E:K``        nothing for E epochs, then ``last:K`` and the weights of every normalisation layer below
+``lora:R``             additions of rank R to the linear layers of all blocks (Hu et al. 2021, arXiv:2106.09685)
+=====================  =============================================================================================
+
+A share between 0 and 1 of n blocks is ``last:K`` with K = (1 - share) n, rounded, a half up, and at least 1: the stem
+trains at 0 alone, and below 1 something does. The share in epoch e, with p = min(1, e / E):
+
+=============== =======================================
+``constant``    S, from epoch 0 on; E has no part in it
+``linear``      1 - (1 - S) p
+``cosine``      1 - (1 - S) (1 - cos(pi p)) / 2
+``step``        1 before epoch E, then S
+=============== =======================================
+
+It never goes up, so that what once trains goes on training.
 
 What does not train is in eval mode, so that nothing drops out of it. Batch norms are always: their weights train, their
 statistics stay those of the base. A classifier that begins with a head of frozen features sees these features in
@@ -15,7 +29,9 @@ training too, and a step does not depend on how a batch is split into passes or 
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
@@ -26,12 +42,18 @@ from data.errors import ConfigError
 from featurestore.errors import EncoderError, EncoderUnavailable
 from featurestore.weights import seeded
 from finetune.blocks import anatomy, is_outside, norms
+from finetune.schedules import Ramp, weight_factor
 
-_FORMS = (
-    (re.compile(r"(none|all)"), ()),
-    (re.compile(r"(last):([1-9]\d*)"), ("blocks",)),
-    (re.compile(r"(gradual):(\d+):([1-9]\d*)"), ("frozen_epochs", "blocks")),
-    (re.compile(r"(lora):([1-9]\d*)"), ("rank",)),
+_FORMS: tuple[tuple[re.Pattern[str], dict[str, Callable[[str], Any]]], ...] = (
+    (re.compile(r"(none|all)"), {}),
+    (re.compile(r"(last):([1-9]\d*)"), {"blocks": int}),
+    (re.compile(r"(frozen):([01]|[01]?\.\d+)"), {"share": float}),
+    (
+        re.compile(r"(frozen):([01]|[01]?\.\d+):(constant|linear|cosine|step):([1-9]\d*)"),
+        {"share": float, "form": str, "ramp_epochs": int},
+    ),
+    (re.compile(r"(gradual):(\d+):([1-9]\d*)"), {"frozen_epochs": int, "blocks": int}),
+    (re.compile(r"(lora):([1-9]\d*)"), {"rank": int}),
 )
 _LORA = re.compile(r"(^|\.)lora_[A-Za-z_]+\.")
 _ADAPTER = "default"
@@ -45,17 +67,22 @@ class Policy:
     Attributes
     ----------
     kind
-        ``none``, ``last``, ``all``, ``gradual`` or ``lora``.
+        ``none``, ``last``, ``all``, ``frozen``, ``gradual`` or ``lora``.
     blocks
         Number of uppermost blocks that train, of ``last`` and ``gradual``.
+    share, form, ramp_epochs
+        Share of the blocks that is frozen in the end, 0 to 1, how it gets there, and in how many epochs; of ``frozen``.
     frozen_epochs
         Epochs before anything trains, of ``gradual``.
     rank
         Of the additions, of ``lora``.
     """
 
-    kind: Literal["none", "last", "all", "gradual", "lora"]
+    kind: Literal["none", "last", "all", "frozen", "gradual", "lora"]
     blocks: int = 0
+    share: float = 0.0
+    form: Ramp | Literal["constant"] = "constant"
+    ramp_epochs: int = 0
     frozen_epochs: int = 0
     rank: int = 0
 
@@ -70,27 +97,56 @@ class Policy:
         """
         for form, fields in _FORMS:
             if match := form.fullmatch(text.strip()):
-                kind, *numbers = match.groups()
-                values: Any = dict(zip(fields, map(int, numbers), strict=True))
-                return cls(kind=cast("Any", kind), **values)
+                kind, *given = match.groups()
+                values: Any = {name: read(each) for (name, read), each in zip(fields.items(), given, strict=True)}
+                if values.get("share", 0) <= 1:
+                    return cls(kind=cast("Any", kind), **values)
         raise ConfigError(
-            f"--unfreeze {text}: expected none, last:K, all, gradual:E:K or lora:R, with whole numbers: K blocks and "
-            f"rank R from 1, E epochs from 0"
+            f"--unfreeze {text}: expected none, last:K, all, frozen:S, frozen:S:FORM:E, gradual:E:K or lora:R: whole "
+            f"numbers of K blocks and rank R from 1, of E epochs from 0 (of a FORM from 1), a share S of the blocks "
+            f"from 0 to 1, and the FORM constant, linear, cosine or step"
         )
 
     def __str__(self) -> str:
         """Return the policy as `parse` takes it."""
-        numbers = {"last": [self.blocks], "gradual": [self.frozen_epochs, self.blocks], "lora": [self.rank]}
-        return ":".join([self.kind, *map(str, numbers.get(self.kind, []))])
+        ramp: list[Any] = [self.form, self.ramp_epochs] if self.ramp_epochs else []
+        values: dict[str, list[Any]] = {
+            "last": [self.blocks],
+            "frozen": [repr(self.share).removesuffix(".0"), *ramp],
+            "gradual": [self.frozen_epochs, self.blocks],
+            "lora": [self.rank],
+        }
+        return ":".join([self.kind, *map(str, values.get(self.kind, []))])
 
     @property
     def first_epoch(self) -> int | None:
         """The epoch in which a part of the network first trains; None: never."""
-        return None if self.kind == "none" else self.frozen_epochs
+        if self.kind == "none" or self.share == 1:
+            return None
+        if self.kind == "frozen":
+            return next(epoch for epoch in range(self.ramp_epochs + 1) if self.frozen_share(epoch) < 1)
+        return self.frozen_epochs
 
     def changes_at(self, epoch: int) -> bool:
-        """Return whether other parameters train in an epoch than in the one before it."""
+        """Return whether other parameters may train in an epoch than in the one before it."""
+        if self.kind == "frozen":
+            return epoch > 0 and self.frozen_share(epoch) != self.frozen_share(epoch - 1)
         return self.kind == "gradual" and epoch == self.frozen_epochs > 0
+
+    def frozen_share(self, epoch: int) -> float:
+        """Return which share of the blocks is frozen in an epoch, of ``frozen``."""
+        if self.form == "constant":
+            return self.share
+        return weight_factor(self.form, epoch, begin=0, end=self.ramp_epochs, start=1.0, stop=self.share)
+
+    def as_last(self, count: int) -> int | None:
+        """Return the K of the ``last:K`` that this is in every epoch, for a network of `count` blocks; None if of none.
+
+        ``frozen`` is if its share is constant and neither 0 nor 1.
+        """
+        if self.kind == "frozen" and self.form == "constant" and 0 < self.share < 1:
+            return _blocks_of(self.share, count)
+        return self.blocks if self.kind == "last" else None
 
     def prepare(self, network: nn.Module, *, seed: int = 0) -> None:
         """Check that the policy fits a network, and put in what ``lora`` adds; once, before an optimizer is made.
@@ -111,13 +167,18 @@ class Policy:
         """
         if self.kind == "lora":
             _add_lora(network, self.rank, seed)
-        elif self.kind in ("last", "gradual"):
+        elif self._counts_blocks:
             count = len(anatomy(network).blocks)
             if self.blocks > count:
                 raise EncoderError(
                     f"--unfreeze {self}: {type(network).__name__} has {count} blocks, fewer than {self.blocks}; "
                     f"choose at most {count}, or all"
                 )
+
+    @property
+    def _counts_blocks(self) -> bool:
+        between = 0 < self.share < 1 or self.form in ("linear", "cosine")
+        return self.kind in ("last", "gradual") or (self.kind == "frozen" and between)
 
     def apply(self, network: nn.Module, epoch: int) -> None:
         """Let train what trains in an epoch, and put all else in eval mode without gradients.
@@ -135,27 +196,34 @@ class Policy:
         network.eval()
         if self.first_epoch is None or epoch < self.first_epoch:
             return
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_((self.kind == "all" and not is_outside(name)) or self._is_added(name))
-        if self.kind == "all":
+        if self.kind == "lora":
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(_LORA.search(name) is not None)
+        elif self.kind == "all" or (self.kind == "frozen" and self.frozen_share(epoch) == 0):
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(not is_outside(name))
             network.train()
-        elif self.blocks:
-            self._open_upper_part(network)
+        else:
+            self._open_upper_part(network, epoch)
         _keep_statistics(network)
 
-    def _is_added(self, name: str) -> bool:
-        return self.kind == "lora" and _LORA.search(name) is not None
-
-    def _open_upper_part(self, network: nn.Module) -> None:
+    def _open_upper_part(self, network: nn.Module, epoch: int) -> None:
         parts = anatomy(network)
-        lowest = len(parts.blocks) - self.blocks + 1
+        count = len(parts.blocks)
+        trained = _blocks_of(self.frozen_share(epoch), count) if self.kind == "frozen" else self.blocks
         for name, parameter in network.named_parameters():
-            parameter.requires_grad_(parts.depths.get(name, -1) >= lowest)
-        for module in (*parts.blocks[-self.blocks :], *parts.top):
+            parameter.requires_grad_(parts.depths.get(name, -1) > count - trained)
+        for module in (*parts.blocks[-trained:], *parts.top):
             module.train()
         if self.kind == "gradual":
             for norm in norms(network):
                 norm.requires_grad_(requires_grad=True)
+
+
+def _blocks_of(share: float, count: int) -> int:
+    """Return how many of the blocks train where a share of them, less than 1, is frozen."""
+    # What a decimal number lacks to a half in binary, as 0.9 of 5 does, must not decide.
+    return max(1, math.floor(round((1 - share) * count, 9) + 0.5))
 
 
 def merged_state(network: nn.Module) -> dict[str, Tensor]:

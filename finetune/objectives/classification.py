@@ -58,9 +58,9 @@ class Classification(Objective):
 
     D is the Kullback-Leibler divergence, q and p what the teacher and the classifier give at the temperature T:
     softmax(z / T) of classes, or :math:`\sigma(z / T)` of two classes and of labels, whose divergences are averaged
-    over the labels, unknown ones as well. w are the weights of the samples. A teacher's logits are those of its
-    probabilities, held off 0 and 1 by 1e-6. T² keeps the size of the gradients. What judges and what chooses the
-    epoch is L, the loss of the targets.
+    over the labels, unknown ones as well. :math:`w_i = \sum_t w_{it}` is what the sample weighs in L. A teacher's
+    logits are those of its probabilities, held off 0 and 1 by 1e-6. T² keeps the size of the gradients. What judges
+    and what chooses the epoch is L, the loss of the targets.
 
     Parameters
     ----------
@@ -182,7 +182,18 @@ class Classification(Objective):
             loss = joint_mean(*weighted_sum(losses, weights))
             if outputs.taught is None or not self.training:
                 return loss
-            return (1 - self.teacher_weight) * loss + self.teacher_weight * self._distance(logits, outputs)
+            return (1 - self.teacher_weight) * loss + self.teacher_weight * self._distance(
+                logits, outputs.taught, weights.sum(dim=1)
+            )
+
+    def count(self, known: Outputs, rows: int) -> float:  # noqa: ARG002 - the mean is over known targets
+        """Return the sum of the weights of the known targets."""
+        assert known.targets is not None
+        targets = known.targets.to(self.class_weights.device)
+        columns = targets if targets.ndim == 2 else targets[:, None]
+        there = _known(columns, self.kind)
+        weights = there * self._weights(torch.where(there, columns, 0).float())
+        return float((weights if known.weights is None else weights * known.weights[:, None]).sum())
 
     def scores(self, vectors: Tensor) -> Tensor:
         """Return scores in the order of the task, as `heads.evaluation.scoring` defines them.
@@ -237,10 +248,9 @@ class Classification(Objective):
     def _logits(self, vectors: Tensor) -> Tensor:
         return in_full(self.classifier(torch.where(self.unit_length, UnitLength()(vectors), vectors)))
 
-    def _distance(self, logits: Tensor, outputs: Outputs) -> Tensor:
+    def _distance(self, logits: Tensor, taught: Tensor, weights: Tensor) -> Tensor:
         """Return the mean divergence from the teacher over the joint batch, times the squared temperature."""
-        assert outputs.taught is not None
-        taught = outputs.taught.to(logits.dtype).clamp(SURE, 1 - SURE)
+        taught = taught.to(logits.dtype).clamp(SURE, 1 - SURE)
         T = self.teacher_temperature
         if self.kind == "multiclass":
             theirs, ours = ((each / T).log_softmax(dim=1) for each in (taught.log(), logits))
@@ -249,7 +259,6 @@ class Classification(Objective):
             theirs, ours = (torch.stack([each, -each]) / T for each in (taught.logit(), logits))
             each_way = kl_div(logsigmoid(ours), logsigmoid(theirs), reduction="none", log_target=True)
             divergences = each_way.sum(dim=0).mean(dim=1)
-        weights = torch.ones_like(divergences) if outputs.weights is None else outputs.weights
         return T**2 * joint_mean((weights * divergences).sum(), weights.sum())
 
     def _weights(self, values: Tensor) -> Tensor:

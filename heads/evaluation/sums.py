@@ -95,6 +95,11 @@ def micro_and_weighted(tp: Floats, fp: Floats, fn: Floats) -> dict[str, Floats]:
     return averages
 
 
+def micro_curves(curves: Floats) -> dict[str, Floats]:
+    """Return the areas of a `pooled_ranking`, shape (R, 2), by name."""
+    return {"micro_roc_auc": curves[:, 0], "micro_average_precision": curves[:, 1]}
+
+
 def macro_prf(tp: Floats, fp: Floats, fn: Floats) -> dict[str, Floats]:
     """Return precision, recall and F1 of each class, shape (R, K), NaN where the class does not occur."""
     occurs = tp + fp + fn > 0

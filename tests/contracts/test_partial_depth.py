@@ -176,7 +176,9 @@ def test_a_bad_sample_is_named_and_the_others_are_kept(
     assert len(store.features()[0]) == len(images)
 
 
-@pytest.mark.parametrize("policy", ["none", "all", "gradual:2:1", "lora:2"])
+@pytest.mark.parametrize(
+    "policy", ["none", "all", "frozen:0", "frozen:1", "frozen:0.5:linear:2", "gradual:2:1", "lora:2"]
+)
 def test_other_policies_are_refused(policy: str, zoo: Any, store: FeatureStore) -> None:
     with pytest.raises(EncoderError, match=f"--unfreeze {policy}: nothing but last:K keeps the lower blocks"):
         PartialTower(tower_of(zoo, "vit", "image"), Policy.parse(policy), store)

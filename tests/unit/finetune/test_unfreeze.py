@@ -41,12 +41,22 @@ def train(network: nn.Module, run: Run, steps: int = 2) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("text", ["none", "all", "last:2", "gradual:8:2", "gradual:0:1", "lora:4"])
+@pytest.mark.parametrize(
+    "text",
+    ["none", "all", "last:2", "frozen:0", "frozen:1", "frozen:0.87", "frozen:0.5:cosine:3", "gradual:8:2", "lora:4"],
+)
 def test_a_policy_is_read_as_it_is_written(text: str) -> None:
     assert str(Policy.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "last", "last:0", "last:-1", "gradual:3", "lora:0", "all:2", "half", "last:1.5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "last", "last:0", "last:-1", "gradual:3", "lora:0", "all:2", "half", "last:1.5"),
+        *("frozen", "frozen:1.5", "frozen:-0.1", "frozen:2", "frozen:0.5:linear", "frozen:0.5:linear:0"),
+        *("frozen:0.5:quadratic:3", "frozen:0.5:3"),
+    ],
+)
 def test_another_word_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=f"--unfreeze {text}: expected none, last:K"):
         Policy.parse(text)
@@ -59,6 +69,71 @@ def test_first_epoch_and_change() -> None:
     assert not any(
         Policy.parse(each).changes_at(epoch) for each in ("none", "all", "gradual:0:2") for epoch in range(9)
     )
+
+
+FROZEN_SHARES = {
+    "constant": [0.25] * 6,
+    "linear": [1, 1 - 0.75 / 4, 1 - 0.75 / 2, 1 - 0.75 * 3 / 4, 0.25, 0.25],
+    "cosine": [1, 1 - 0.75 * (1 - 0.5**0.5) / 2, 1 - 0.75 / 2, 1 - 0.75 * (1 + 0.5**0.5) / 2, 0.25, 0.25],
+    "step": [1, 1, 1, 1, 0.25, 0.25],
+}
+
+
+@pytest.mark.parametrize("form", FROZEN_SHARES)
+def test_the_frozen_share_has_its_closed_form_and_names_the_epochs_that_change(form: str) -> None:
+    policy = Policy.parse(f"frozen:0.25:{form}:4")
+    shares = [policy.frozen_share(epoch) for epoch in range(6)]
+    assert shares == pytest.approx(FROZEN_SHARES[form])
+    assert [e for e in range(1, 6) if policy.changes_at(e)] == [e for e in range(1, 6) if shares[e] != shares[e - 1]]
+    assert policy.first_epoch == next(epoch for epoch, share in enumerate(shares) if share < 1)
+    assert not policy.changes_at(0)
+    assert Policy.parse(f"frozen:1:{form}:4").first_epoch is None
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "blocks"),
+    [
+        ("0.87", 16, 2), ("0.92", 12, 1), ("0.5", 12, 6), ("0.75", 4, 1), ("0.99", 4, 1), ("0.01", 4, 4),
+        ("0.9", 5, 1), ("0.7", 5, 2), ("0.5", 5, 3), ("0.3", 5, 4), ("0.1", 5, 5),
+    ],
+)  # fmt: skip
+def test_a_frozen_share_is_a_number_of_blocks_half_up(share: str, count: int, blocks: int) -> None:
+    assert Policy.parse(f"frozen:{share}").as_last(count) == blocks
+
+
+def test_what_is_the_same_blocks_in_every_epoch() -> None:
+    assert Policy.parse("last:2").as_last(9) == 2
+    assert Policy.parse("frozen:0.5:constant:3").as_last(9) == 5
+    others = ("none", "all", "frozen:0", "frozen:1", "frozen:0.5:step:3", "gradual:0:1", "lora:2")
+    assert [Policy.parse(each).as_last(9) for each in others] == [None] * 7
+
+
+def test_a_frozen_share_trains_what_last_does_and_its_ends_are_all_and_none(
+    kind: str, count: int, make_network: Make
+) -> None:
+    network = make_network(kind)
+
+    def state(policy: str, epoch: int = 0) -> tuple[set[str], list[bool]]:
+        return applied(policy, network, epoch), [module.training for module in network.modules()]
+
+    for k in range(1, count + 1):
+        share = f"{1 - k / count:.4f}" if k < count else "0.001"
+        assert state(f"frozen:{share}") == state(f"last:{k}")
+        assert state(f"frozen:{share}:cosine:3", 3) == state(f"last:{k}")
+    assert state("frozen:0") == state("frozen:0:linear:3", 7) == state("all")
+    assert state("frozen:1") == state("frozen:1:cosine:3", 9) == state("frozen:0:step:3", 2) == state("none")
+
+
+@pytest.mark.parametrize("form", FROZEN_SHARES)
+def test_what_trains_in_an_epoch_trains_in_the_next(form: str, kind: str, count: int, make_network: Make) -> None:
+    network = make_network(kind)
+    policy = Policy.parse(f"frozen:0.3:{form}:5")
+    policy.prepare(network)
+    sets = [applied(str(policy), network, epoch) for epoch in range(8)]
+    assert all(small <= large for small, large in pairwise(sets))
+    assert [epoch for epoch in range(1, 8) if sets[epoch] != sets[epoch - 1] and not policy.changes_at(epoch)] == []
+    assert (sets[0] == set()) == (form != "constant")
+    assert sets[5] == sets[7] == applied(f"last:{policy.as_last(count) or round(0.7 * count + 1e-9)}", network)
 
 
 def test_more_blocks_train_more_and_none_is_in_all(kind: str, count: int, make_network: Make) -> None:
@@ -159,11 +234,12 @@ def test_more_blocks_than_there_are_is_refused(make_network: Make) -> None:
 
 def test_a_network_without_known_blocks_can_train_wholly_or_not_at_all() -> None:
     network = nn.Sequential(nn.Linear(2, 2))
-    for policy in ("last:1", "gradual:1:1", "lora:2"):
+    for policy in ("last:1", "frozen:0.5", "frozen:0:linear:3", "gradual:1:1", "lora:2"):
         with pytest.raises(EncoderError, match="its blocks are not known"):
             Policy.parse(policy).prepare(network)
-    Policy.parse("all").prepare(network)
-    assert applied("all", network) == {"0.weight", "0.bias"}
+    for policy in ("all", "frozen:0"):
+        Policy.parse(policy).prepare(network)
+        assert applied(policy, network) == {"0.weight", "0.bias"}
     assert applied("none", network) == set()
 
 

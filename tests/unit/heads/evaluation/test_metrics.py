@@ -49,6 +49,9 @@ def test_binary_equals_scikit_learn(rng, decimals):
         "mcc": sk.matthews_corrcoef(y, predicted),
         "brier": sk.brier_score_loss(y, p),
         "log_loss": sk.log_loss(y, p),
+        "weighted_precision": sk.precision_score(y, predicted, average="weighted"),
+        "weighted_recall": sk.recall_score(y, predicted, average="weighted"),
+        "weighted_f1": sk.f1_score(y, predicted, average="weighted"),
     }
     metrics = evaluate("binary", y, p, classes=["no", "yes"], thresholds=0.4, n_boot=10)
     assert values(metrics, expected) == pytest.approx(expected, abs=1e-12)
@@ -74,17 +77,19 @@ def test_every_resample_of_a_binary_task_equals_scikit_learn_on_repeated_rows(rn
     names, cluster = np.unique(groups, return_inverse=True)
     first_seen = np.argsort(np.unique(cluster, return_index=True)[1])  # groups are numbered as they appear
     draws = np.random.default_rng(3).integers(0, len(names), (200, len(names)))
-    auc, ap, f1 = [], [], []
+    auc, ap, f1, weighted = [], [], [], []
     for draw in draws:
         rows = np.concatenate([np.flatnonzero(cluster == first_seen[c]) for c in draw])
         if len(set(y[rows])) == 2:
             auc.append(sk.roc_auc_score(y[rows], p[rows]))
             ap.append(sk.average_precision_score(y[rows], p[rows]))
             f1.append(sk.f1_score(y[rows], p[rows] >= 0.5))
+        weighted.append(sk.precision_score(y[rows], p[rows] >= 0.5, average="weighted", zero_division=0))
     metrics = evaluate(
         "binary", y, p, classes=["a", "b"], groups=groups if grouped else None, n_boot=200, seed=3, level=0.9
     )
-    for name, series in (("roc_auc", auc), ("average_precision", ap), ("f1", f1)):
+    by_name = {"roc_auc": auc, "average_precision": ap, "f1": f1, "weighted_precision": weighted}
+    for name, series in by_name.items():
         interval = (metrics[name]["low"], metrics[name]["high"])
         assert interval == pytest.approx(np.percentile(series, [5, 95]), abs=1e-12), name
 
@@ -116,6 +121,16 @@ def test_one_class_only_is_undefined_with_a_reason():
     for name in ("sensitivity", "average_precision", "balanced_accuracy", "mcc", "f1", "ppv"):
         assert metrics[name]["value"] is None, name
         assert metrics[name]["reason"], name
+
+
+@pytest.mark.parametrize("cut", [0.0, 2.0])
+def test_a_class_that_is_never_predicted_has_precision_0_in_the_averages_of_both(rng, cut):
+    y, p = binary_data(rng)
+    found = evaluate("binary", y, p, classes=["a", "b"], thresholds=cut, n_boot=5)
+    for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score), ("f1", sk.f1_score)):
+        expected = score(y, p >= cut, average="weighted", zero_division=0)
+        assert found[f"weighted_{name}"]["value"] == pytest.approx(expected, abs=1e-12)
+        assert found[f"weighted_{name}"]["low"] <= expected <= found[f"weighted_{name}"]["high"]
 
 
 def test_single_row_has_a_value_but_no_interval():
