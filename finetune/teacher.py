@@ -13,6 +13,8 @@ from data.errors import TaskError
 from data.progress import Progress
 from data.task import Task
 from featurestore.store import FeatureStore
+from finetune.hand import ENCODER
+from finetune.record import is_finetuned
 from finetune.samples import Samples
 from finetune.warm_start import require_task
 from heads.artifact import DESCRIPTION
@@ -81,6 +83,13 @@ def head_digest(run: Path) -> str:
     ------
     RunError
         If there is none.
+    BundleError
+        If it is a fine-tuned run.
     """
+    if is_finetuned(run):
+        raise BundleError(
+            f"{run}: is a fine-tuned run, and has no head; extract with --encoder {run / ENCODER} and fit one on these "
+            f"features"
+        )
     load_head(run)  # which checks those of the arrays, and says what is missing
     return hashlib.sha256((run / "head" / DESCRIPTION).read_bytes()).hexdigest()

@@ -487,6 +487,10 @@ def test_a_teacher_must_not_have_seen_rows_that_judge(tuned, frostline, clip: st
     other, _ = tuned("--teacher", head, "--target", "split", "--kind", "multiclass")
     assert other.code == 2
     assert "the head learned binary of label" in other.err
+    _, student = tuned(epochs=1, out="student")
+    tuned_too, _ = tuned("--teacher", student)
+    assert tuned_too.code == 2
+    assert "is a fine-tuned run, and has no head; extract with --encoder" in tuned_too.error
 
 
 def test_another_head_at_the_same_place_is_another_run(
@@ -808,6 +812,72 @@ def test_studies_of_several_views_are_one_sample(tuned, frostline, studies: Path
     assert again.json["metrics"]["log_loss"]["value"] == pytest.approx(
         record["metrics"]["test"]["log_loss"]["value"], abs=1e-5
     )
+
+
+def test_a_study_has_the_weight_of_any_of_its_rows(tuned, pairs: Path, monkeypatch) -> None:
+    from finetune.samples import weights_of
+
+    found: list[Any] = []
+
+    def listening(*given: Any) -> Any:
+        found.append((given[1], weights_of(*given)))
+        return found[-1][1]
+
+    monkeypatch.setattr("finetune.build.weights_of", listening)
+    with pairs.open() as file:
+        rows = [{**row, "study": row["patient"]} for row in csv.DictReader(file)]
+    studies = pairs.parent / "weighted_studies.csv"
+
+    def run(weights: dict[int, str]) -> Any:
+        with studies.open("w", newline="") as file:
+            table = csv.DictWriter(file, [*rows[0], "grade", "severity"])
+            table.writeheader()
+            for i, row in enumerate(rows):
+                severity = weights.get(i, "" if i % 2 else str(i // 2 % 3))
+                table.writerow({**row, "grade": ["high", "low"][i // 2 % 2], "severity": severity})
+        return tuned(*options, manifest=studies)[0]
+
+    options = ["--bag", "study", "--target", "grade", "--sample-weight", "severity"]
+    assert run({}).code == 0
+    samples, weights = found[0]
+    at = dict(zip(samples.data.manifest.ids, weights, strict=True))
+    assert [at[f"p{i}"] for i in range(16)] == [i % 3 for i in range(12)] + [1] * 4
+    for wrong, said in (({5: "7"}, "'p2' is '2'"), ({4: ""}, "no row of study 'p2' has a weight"), ({4: "x"}, "'x'")):
+        options = [*options, "--overwrite"]
+        result = run(wrong)
+        assert result.code == 2
+        assert said in result.error
+
+
+def test_a_teacher_of_studies_says_what_it_predicts(tuned, frostline, clip: str, pairs: Path, tmp_path, monkeypatch):
+    from finetune.teacher import taught_by
+
+    found: list[Any] = []
+
+    def listening(run: Path, samples: Any, *given: Any) -> Any:
+        found.append((samples.data, taught_by(run, samples, *given)))
+        return found[-1][1]
+
+    monkeypatch.setattr("finetune.fit.taught_by", listening)
+    with pairs.open() as file:
+        rows = list(csv.DictReader(file))
+    studies = pairs.parent / "taught_studies.csv"
+    with studies.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        # The rows of a study are apart, and one of each says its label.
+        for i, row in sorted(enumerate(rows), key=lambda each: each[0] % 2):
+            table.writerow({**row, "label": "" if i % 2 else ["high", "low"][i // 2 % 2]})
+    head = fit_head(frostline, clip, studies, tmp_path, "--refit", "train", "--bag", "patient")
+    result, _ = tuned("--teacher", head, "--bag", "patient", manifest=studies, epochs=1)
+    assert result.code == 0, result.err
+    frostline("predict", head, studies, "--store", tmp_path / "store", "--out", tmp_path / "said.csv")
+    with (tmp_path / "said.csv").open() as file:
+        said = {row["id"]: float(row["prob[low]"]) for row in csv.DictReader(file)}
+    ((data, taught),) = found
+    train = [data.manifest.ids[i] for i in data.rows("train")]
+    assert len(train) == 12
+    np.testing.assert_allclose(taught[data.rows("train"), 0], [said[name] for name in train], atol=1e-6)
 
 
 VIEWS = ["--single-view", "0.3", "--view-dropout", "0.3", "--consistency", "0.2", "--unfreeze", "last:1"]
