@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from data.manifest import Modality
-from featurestore.catalog import HANDED_BACK, canonical
+from featurestore.catalog import HANDED_BACK, from_anywhere
 from featurestore.encoders._projection import describe_projection
 from featurestore.encoders.finetuned import NETWORK, PROJECTION, Trained, TrainedTower, identity
 from featurestore.errors import EncoderError
@@ -66,7 +66,7 @@ def _describe(tower: Tower) -> tuple[TrainedTower, dict[str, Tensor]]:
     changed = {f"{NETWORK}{name}": tensor for name, tensor in state.items() if now[name] != tower.base[name]}
     changed |= {f"{PROJECTION}{name}": tensor for name, tensor in projection.items()}
     described = TrainedTower(
-        encoder=canonical(tower.name),
+        encoder=from_anywhere(tower.name),
         pooling=tower.encoder.spec.pooling,
         base=identity(tower.encoder.spec),
         weights=weights_digest(**{f"0.{name}": tensor for name, tensor in state.items()}),
