@@ -32,6 +32,11 @@ _IMAGE_FAMILIES = ("timm", "torchvision")
 _VIDEO_MODELS = ("mc3_", "mvit_", "r2plus1d_", "r3d_", "s3d", "swin3d_")
 """How the names of torchvision's video models begin."""
 _AUDIO_FAMILIES = ("audio",)
+_LOCAL = re.compile(
+    r"(?P<before>hf:|py:|open_clip:local-dir:|[^@]+@)(?P<path>.+?)(?P<after>/random:\d+|(?<=\.py):[\w.]+)?"
+)
+"""Where a path is in an id: a folder, a file of Python or, behind an architecture, a checkpoint."""
+
 HANDED_BACK = "encoder.json"
 """What the folder of a fine-tuned encoder holds; its path alone is an id."""
 
@@ -260,6 +265,23 @@ def canonical(encoder_id: str) -> str:
     if prefix == "hf":
         name = _RENAMED.get(name, name).replace(_PUBMEDBERT, _PUBMEDBERT.replace("PubMed", "Biomed"))
     return f"{prefix}:{name}"
+
+
+def from_anywhere(encoder_id: str) -> str:
+    """Return the full id, which means the same in every working directory: a path in it is absolute.
+
+    Raises
+    ------
+    UnknownEncoder
+        As `canonical`.
+    """
+    full = canonical(encoder_id)
+    if wrapped := WrappedId.parse(full):
+        return f"{wrapped.prefix}+{from_anywhere(wrapped.inner)}"
+    parts = _LOCAL.fullmatch(full)
+    if parts is None or not (path := Path(parts["path"]).expanduser()).exists():
+        return full
+    return f"{parts['before']}{path.absolute()}{parts['after'] or ''}"
 
 
 def modality_of(encoder_id: str) -> Modality | None:

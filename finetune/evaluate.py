@@ -8,7 +8,7 @@ from data.errors import LeakageError, SplitError
 from data.progress import Progress, Silent
 from featurestore.store import FeatureStore
 from finetune.evaluation import measure
-from finetune.outcome import identity, opened
+from finetune.outcome import UNCHOSEN, identity, opened
 from finetune.record import FinetuneRecord
 from finetune.restore import config_of, restore
 from finetune.samples import Samples, store_of
@@ -61,12 +61,13 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
         openings = opened(own, samples, rows, store, run, command)
     if openings:
         progress.note(openings.explain())
-    cuts = [each["value"] for each in record.thresholds.values()]
+    chosen_here = config.split == "val" and record.training["chosen_on"] == "val"
+    cuts = [] if chosen_here else [each["value"] for each in record.thresholds.values()]
     found = measure(
         restored.runner,
         samples,
         rows,
-        thresholds=cuts or 0.5,
+        thresholds=cuts or UNCHOSEN,
         n_boot=config.bootstrap,
         min_positives=own.min_positives,
         seed=config.seed,

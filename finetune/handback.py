@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from data.manifest import Modality
-from featurestore.catalog import HANDED_BACK, canonical
+from featurestore.catalog import HANDED_BACK, from_anywhere
 from featurestore.encoders._projection import describe_projection
 from featurestore.encoders._token_pooling import describe_token_pooling
 from featurestore.encoders.finetuned import NETWORK, POOLING, PROJECTION, Trained, TrainedTower, identity
@@ -69,7 +69,7 @@ def _describe(tower: Tower) -> tuple[TrainedTower, dict[str, Tensor]]:
     changed |= {f"{POOLING}{name}": tensor for name, tensor in pooling.items()}
     changed |= {f"{PROJECTION}{name}": tensor for name, tensor in projection.items()}
     described = TrainedTower(
-        encoder=canonical(tower.name),
+        encoder=from_anywhere(tower.name),
         pooling=tower.encoder.spec.pooling,
         base=identity(tower.encoder.spec),
         weights=weights_digest(**{f"0.{name}": tensor for name, tensor in state.items()}),

@@ -33,8 +33,8 @@ from heads.evaluation.thresholds import Threshold, choose_thresholds
 from heads.loading import counts
 from heads.run import TRAINED, truth_columns, write_history, write_table
 
-PLACES = ("out", "overwrite", "store", "workers", "track", "device")
-"""Options that change no value."""
+UNCHOSEN = 0.5
+"""Where scores of val rows are cut, in metrics and predictions: thresholds are chosen on them, and would flatter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +88,14 @@ def finish(
     """
     samples, runner, state = trained.samples, trained.runner, trained.state
     data, out = samples.data, config.out
-    # Thresholds are chosen on val rows, where they would flatter: these are cut at 0.5.
-    judged = _judge(config, trained, "val", 0.5)
+    judged = _judge(config, trained, "val", UNCHOSEN)
     thresholds = _thresholds(config, trained, judged.get("val"))
     cuts = [each.value for each in thresholds.values()]
     run = identity(config.to_dict(), data.manifest.digest)
     openings = opened(config, samples, data.rows("test"), store, run, command)
     if openings:
         progress.note(openings.explain())
-    judged |= _judge(config, trained, "test", cuts or 0.5)
+    judged |= _judge(config, trained, "test", cuts or UNCHOSEN)
     metrics = {split: {**found.metrics, "losses": dict(found.losses)} for split, found in judged.items()}
     towers: list[Any] = []
     if runner.accelerator.is_main_process:
@@ -154,9 +153,14 @@ def _write_tables(
     truth = truth_columns(samples.task, y) if samples.task else {}
     keys = [key_hex(key) for key in rows.keys]
     write_table(config.out / TRAINED, {"id": list(rows.manifest.ids), "key": keys, **truth})
-    scored = [Judged(split, data.rows(split), each.scores) for split, each in judged.items() if each.scores is not None]
-    if scored:
-        write_table(config.out / "predictions.csv", predictions(data, scored, cuts))
+    table: dict[str, list[str]] = {}
+    for split, each in judged.items():
+        if each.scores is not None:
+            at = UNCHOSEN if split == "val" else cuts or UNCHOSEN
+            for name, values in predictions(data, [Judged(split, data.rows(split), each.scores)], at).items():
+                table.setdefault(name, []).extend(values)
+    if table:
+        write_table(config.out / "predictions.csv", table)
     if samples.texts is not None and judged:
         write_table(config.out / "texts.csv", texts_table(samples, judged))
 
@@ -218,7 +222,7 @@ def _judge(
 
 def identity(config: Mapping[str, Any], manifest_digest: str) -> str:
     """Return the identity of a run, under which it opens test rows, from its configuration and its samples."""
-    options = {name: value for name, value in config.items() if name not in PLACES}
+    options = {name: value for name, value in config.items() if name not in FinetuneRecord.places}
     return digest_json([options, manifest_digest])
 
 

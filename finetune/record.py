@@ -58,7 +58,7 @@ class FinetuneRecord(StableRecord):
 
     kind: ClassVar[str] = KIND
     volatile: ClassVar[tuple[str, ...]] = (*StableRecord.volatile, "openings")
-    places: ClassVar[tuple[str, ...]] = ("out", "overwrite", "store", "workers", "track")
+    places: ClassVar[tuple[str, ...]] = ("out", "overwrite", "store", "workers", "track", "device")
 
     manifest_digest: str
     split_digest: str

@@ -97,6 +97,16 @@ def make_head(name: str, kind: Kind, params: Mapping[str, Any], seed: int) -> He
     return made(**parsed)
 
 
+def with_contents(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters of a head as text that needs no file: see `heads.params.with_contents`."""
+    from heads.params import with_contents
+
+    contents = dict(params)
+    for made in head_classes(name):
+        contents = with_contents(made, contents)
+    return contents
+
+
 def to_dict() -> list[dict[str, Any]]:
     """Return every head with its task kinds and parameters as JSON-ready values."""
     return [

@@ -33,7 +33,7 @@ from featurestore.store import FeatureStore
 from heads.artifact import save_bundle
 from heads.augmented import fit_on, views_remark
 from heads.base import Head, HeadWarning
-from heads.catalog import make_head
+from heads.catalog import make_head, with_contents
 from heads.config import FitConfig, TaskConfig
 from heads.errors import HeadError
 from heads.evaluation.conformal import Conformal
@@ -113,6 +113,7 @@ def fit(config: FitConfig, *, command: str = "", progress: Progress | None = Non
         If the manifest, the features, the splits, the head or the run directory are wrong.
     """
     progress = progress or Silent()
+    config = config.model_copy(update={"set": with_contents(config.head, config.set)})
     with new_run(config.out, overwrite=config.overwrite) as folder:
         data = load(config, progress)
         remarks = [*data.manifest.remarks, *unused_split(config, data), *gate(data, allow=config.allow_leakage)]

@@ -137,10 +137,13 @@ def _find(
     """Return the features of one id; where it names two towers, those of a modality."""
     try:
         return store.find(name, pooling=pooling, precision=precision)
-    except ConfigError:
+    except ConfigError as several:
         if modality is None:
             raise
-        return store.find(name, pooling=pooling, precision=precision, modality=modality)
+        try:
+            return store.find(name, pooling=pooling, precision=precision, modality=modality)
+        except FeaturesMissing:  # none is of this modality, so that they differ in something else
+            raise several from None
 
 
 def load_inputs(

@@ -55,6 +55,25 @@ def parse_params(head: type, params: Mapping[str, Any]) -> dict[str, Any]:
     return parsed
 
 
+def with_contents(head: type, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters of a head with the mappings that YAML files hold in the place of their paths.
+
+    Raises
+    ------
+    ConfigError
+        If a file cannot be read.
+    """
+    hints = _hints(head)
+    return {
+        name: read if not _is_inline(value) and isinstance(read := _from_text(value, hints.get(name)), dict) else value
+        for name, value in params.items()
+    }
+
+
+def _is_inline(value: Any) -> bool:
+    return not isinstance(value, str) or value.startswith("{")
+
+
 def check_params(head: Any) -> None:
     """Raise HeadError if a parameter of a head does not fit the type hints of its constructor."""
     for name, value in head.get_params(deep=False).items():

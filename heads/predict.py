@@ -6,6 +6,7 @@ encoder than the one it was fitted on.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from data.errors import ConfigError
+from data.filecache import FileCache
 from data.manifest import Manifest
 from data.progress import Progress, Silent
 from data.sources import read_manifest
 from data.tables import READERS
 from data.task import Task
 from featurestore.config import ExtractConfig
-from featurestore.errors import FingerprintMismatch
+from featurestore.errors import FeaturesMissing, FingerprintMismatch
 from featurestore.extract import extract
 from featurestore.store import FeatureStore
 from heads.artifact import Bundle
@@ -30,7 +32,7 @@ from heads.bag_views import view_remark
 from heads.config import PredictConfig
 from heads.evaluation.decisions import Answering
 from heads.evaluation.scoring import Scores, answers, class_probabilities, scores_of
-from heads.inputs import Inputs, input_column
+from heads.inputs import Inputs, input_column, keys_of
 from heads.neighbours import (
     TrainingSamples,
     check_columns,
@@ -43,7 +45,7 @@ from heads.neighbours import (
 from heads.record import RunRecord
 from heads.run import prediction_columns, raw_columns, region_columns, write_table
 from heads.samples import samples_of
-from heads.saved import join_inputs, load_head, view_of
+from heads.saved import encoder_of, join_inputs, load_head, view_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,16 +195,18 @@ def _refuse_other_modality(config: PredictConfig, manifest: Manifest, bundle: Bu
 def _encode_missing(
     config: PredictConfig, manifest: Manifest, bundle: Bundle, store: FeatureStore, progress: Progress
 ) -> list[Mapping[str, str]]:
-    """Encode what the store does not hold, with each of the bundle's encoders."""
+    """Encode what the store does not hold, with each of the bundle's encoders that has something to do."""
     failures: list[Mapping[str, str]] = []
     for block in bundle.inputs:
+        if _is_stored(manifest, block, store, progress):
+            continue
         summary = extract(
             ExtractConfig(
                 manifest=config.manifest,
                 input=input_column(manifest, block["modality"]),
                 id=config.id,
                 store=store.path,
-                encoder=block["encoder"],
+                encoder=(encoder_of(block),),
                 pooling=block["pooling"],
                 precision=block["precision"],
                 dtype=block["dtype"],
@@ -221,6 +225,18 @@ def _encode_missing(
             )
         failures += summary.failures
     return failures
+
+
+def _is_stored(manifest: Manifest, block: Mapping[str, Any], store: FeatureStore, progress: Progress) -> bool:
+    """Return whether the store holds the features of every sample that a head was fitted on, known by their content."""
+    try:
+        features = store.find(f"{encoder_of(block)}@{block['fingerprint']}")
+    except FeaturesMissing:
+        return False
+    if features.keyed_by == "id":
+        return False
+    keys, problem = keys_of(manifest, features, FileCache(store.files_cache), os.cpu_count() or 1, progress)
+    return not problem and bool(features.contains(keys).all())
 
 
 def _without_content(inputs: Inputs, failures: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from data.manifest import Manifest
 from data.progress import Progress
@@ -30,6 +32,13 @@ def load_head(run: Path) -> Bundle:
     return bundle
 
 
+def encoder_of(block: Mapping[str, Any]) -> str:
+    """Return the id of the encoder of an input, also where that was asked for as ``id@FINGERPRINT``."""
+    encoder: str = block["encoder"]
+    base, _, prefix = encoder.rpartition("@")
+    return base if base and prefix and block["fingerprint"].startswith(prefix) else encoder
+
+
 def view_of(asked: str | None, bundle: Bundle, *, where: str) -> str | None:
     """Return the column of views: as asked, else the one that the head was fitted with.
 
@@ -46,7 +55,7 @@ def view_of(asked: str | None, bundle: Bundle, *, where: str) -> str | None:
 
 def join_inputs(manifest: Manifest, bundle: Bundle, store: FeatureStore, progress: Progress) -> Inputs:
     """Join the very features that a bundle was fitted on, known by their fingerprints."""
-    names = tuple(f"{block['encoder']}@{block['fingerprint'][:16]}" for block in bundle.inputs)
+    names = tuple(f"{encoder_of(block)}@{block['fingerprint'][:16]}" for block in bundle.inputs)
     inputs = join_features(
         manifest,
         store,

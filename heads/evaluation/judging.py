@@ -99,7 +99,7 @@ def judge_sets(config: TaskConfig, data: Labelled, judged: Sequence[Judged]) -> 
     }
 
 
-def predictions(data: Labelled, judged: Sequence[Judged], thresholds: Sequence[float]) -> dict[str, list[str]]:
+def predictions(data: Labelled, judged: Sequence[Judged], thresholds: Sequence[float] | float) -> dict[str, list[str]]:
     """Return one row per judged sample, as text columns."""
     table: dict[str, list[str]] = {}
     for part in judged:

@@ -728,6 +728,46 @@ def test_extract_takes_the_encoder_under_a_new_fingerprint(tuned, frostline, cli
     assert {tower["fingerprint"], tower["trained"]} == prints
 
 
+def test_an_encoder_that_was_named_by_a_relative_path_is_found_from_anywhere(
+    tuned, frostline, clip: str, pairs: Path, tmp_path: Path, monkeypatch
+) -> None:
+    folder = Path(clip.removeprefix("hf:"))
+    monkeypatch.chdir(folder.parent)
+    result, run = tuned("--unfreeze", "last:1", "--encoder", f"hf:{folder.name}", "--lr", "0.05")
+    assert result.code == 0, result.err
+    _, other = tuned("--unfreeze", "last:1", "--lr", "0.05", out="other")
+    monkeypatch.chdir(tmp_path)
+    again = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20)
+    assert again.code == 0, again.err
+    assert record_of(run)["inputs"][0]["trained"] == record_of(other)["inputs"][0]["trained"]
+
+
+def test_val_rows_are_answered_as_their_metrics_are_cut(tuned, frostline, pairs: Path) -> None:
+    """At 0.5: the threshold of the test rows is chosen on them."""
+    _, run = tuned("--unfreeze", "none", "--lr", "0.001", "--threshold", "sensitivity=0.9", "--epochs", 1)
+    record = record_of(run)
+    with (run / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    (threshold,) = (each["value"] for each in record["thresholds"].values())
+    scores = [float(row["prob[red]"]) for row in rows if row["split"] == "val"]
+    assert any((score >= threshold) != (score >= 0.5) for score in scores)
+    for split in ("val", "test"):
+        own = [row for row in rows if row["split"] == split]
+        confusion = record["metrics"][split]["confusion"]
+        pairs_of = [(row["true"], row["pred"]) for row in own]
+        names = confusion["classes"]
+        assert [[pairs_of.count((true, said)) for said in names] for true in names] == confusion["counts"]
+    again = frostline("evaluate", run, pairs, "--split", "val", "--bootstrap", 20, "--json").json
+    assert again["metrics"]["confusion"] == record["metrics"]["val"]["confusion"]
+
+
+def test_where_a_run_is_computed_is_no_part_of_it(tuned) -> None:
+    from finetune.record import FinetuneRecord
+
+    (_, one), (_, other) = tuned(out="one"), tuned("--device", "cpu", "--workers", 1, out="other")
+    assert FinetuneRecord.read(one).stable_digest() == FinetuneRecord.read(other).stable_digest()
+
+
 @pytest.mark.parametrize("objective", ["contrastive", "sigmoid", "triplet"])
 def test_pairs_are_judged_by_retrieval(tuned, frostline, clip: str, pairs: Path, objective: str) -> None:
     options = ["--text", "caption", "--text-encoder", clip, "--dim", 16, "--unfreeze", "none", "--lr", "0.01"]

@@ -134,6 +134,25 @@ def test_evaluate_repeats_the_reported_test_metrics(fitted, frostline) -> None:
     assert again.json["metrics"] == result.json["metrics"]["test"]
 
 
+def test_a_head_of_features_that_were_named_by_their_fingerprint_is_used_like_any_other(
+    fitted, frostline, toy, tmp_path
+) -> None:
+    result, run, manifest, store = fitted("--split", "split")
+    (group,) = frostline("store", "ls", store, "--json").json
+    named, other = f"{toy}@{group['fingerprint'][:12]}", tmp_path / "named"
+    command = ("fit-head", manifest, "--store", store, "--encoder", named, "--target", "label", "--group", "patient")
+    made = frostline(*command, "--split", "split", "--folds", 3, "--bootstrap", 50, "--out", other)
+    assert made.code == 0, made.err
+    arguments = (manifest, "--store", store, "--split", "test", "--bootstrap", 50, "--json")
+    again = frostline("evaluate", other, *arguments)
+    assert again.code == 0, again.err
+    assert again.json["metrics"] == result.json["metrics"]["test"]
+    for each in (run, other):
+        predicted = frostline("predict", each, manifest, "--store", store, "--out", tmp_path / f"{each.name}.csv")
+        assert predicted.code == 0, predicted.err
+    assert rows_of(tmp_path / "named.csv") == rows_of(tmp_path / "run.csv")
+
+
 def test_evaluate_refuses_rows_the_head_was_fitted_on(fitted, frostline) -> None:
     _, run, manifest, store = fitted("--split", "split")
     arguments = ("evaluate", run, manifest, "--store", store, "--split", "val", "--bootstrap", 10)
@@ -161,6 +180,15 @@ def test_predict_encodes_what_is_not_stored(fitted, frostline, pictures, tmp_pat
     assert single.code == 0, single.err
     (row,) = rows_of(tmp_path / "one.csv")
     assert float(row["prob[left]"]) == pytest.approx(float(rows_of(out)[0]["prob[left]"]))
+
+
+def test_predict_does_not_load_an_encoder_for_stored_samples(fitted, frostline, tmp_path, monkeypatch) -> None:
+    _, run, manifest, store = fitted()
+    command = ("predict", run, manifest, "--store", store, "--out")
+    monkeypatch.setattr("featurestore.catalog.load_encoder", lambda *_, **__: pytest.fail("it was loaded"))
+    result = frostline(*command, tmp_path / "stored.csv")
+    assert result.code == 0, result.err
+    assert len(rows_of(tmp_path / "stored.csv")) == 96
 
 
 def test_predict_lists_what_cannot_be_read(fitted, frostline, pictures, tmp_path) -> None:

@@ -41,6 +41,16 @@ def mixed(frostline, pictures, toy, tmp_path):
     return fit
 
 
+def test_a_run_keeps_the_content_of_a_file_of_settings(mixed, frostline, tmp_path) -> None:
+    settings = tmp_path / "heads.yaml"
+    settings.write_text("score: {loss: mse, lr: 0.02}\n")
+    result, run, _, _ = mixed("--set", f"heads={settings}", "--set", "max_epochs=2")
+    settings.unlink()
+    again = frostline("fit-head", "--config", run / "config.yaml", "--out", tmp_path / "again", "--json")
+    assert again.code == 0, again.err
+    assert again.json["metrics"] == result.json["metrics"]
+
+
 def test_a_run_of_mixed_targets(mixed, frostline, tmp_path) -> None:
     settings = tmp_path / "heads.yaml"
     settings.write_text("score: {loss: mse, lr: 0.02}\nlarge: {weight: 2}\n")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.catalog import canonical, families, modality_of
+from featurestore.catalog import canonical, families, from_anywhere, modality_of
 from featurestore.encoder_ids import WRAPPERS, WrappedId, split_joined, without_views
 from featurestore.errors import UnknownEncoder
 from heads.comparing.suite import _encoder
@@ -118,3 +120,30 @@ def test_a_suite_keeps_wrappers_whole(tmp_path: object) -> None:
     assert _encoder("frames+a:1+b:2", None, "") == ("frames+a:1+b:2", {"encoder": ("frames+a:1", "b:2")})  # type: ignore[arg-type]
     label, options = _encoder({"encoder": "b:2+frames+a:1"}, None, "")  # type: ignore[arg-type]
     assert (label, options["encoder"]) == ("b:2+frames+a:1", ("b:2", "frames+a:1"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("hf:here", "hf:{}/here"),
+        ("hf:./here/random:3", "hf:{}/here/random:3"),
+        ("open_clip:local-dir:here", "open_clip:local-dir:{}/here"),
+        ("local-dir:here/random:0", "open_clip:local-dir:{}/here/random:0"),
+        ("timm:resnet18@a/b.safetensors", "timm:resnet18@{}/a/b.safetensors"),
+        ("py:own.py:make", "py:{}/own.py:make"),
+        ("frames+hf:here", "frames+hf:{}/here"),
+        ("hf:org/name@v1", "hf:org/name@v1"),
+        ("py:own.module:make", "py:own.module:make"),
+        (LITE, LITE),
+    ],
+)
+def test_a_path_in_an_id_becomes_absolute(
+    given: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "a").mkdir()
+    for name in ("a/b.safetensors", "own.py"):
+        (tmp_path / name).touch()
+    assert from_anywhere(given) == expected.format(tmp_path)
+    assert from_anywhere(expected.format(tmp_path)) == expected.format(tmp_path)
