@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from data.config import ManifestConfig, Names, Settings
+from data.config import ManifestConfig, Many, Names, Settings
 
 
 class FinetuneConfig(ManifestConfig):
@@ -15,7 +15,11 @@ class FinetuneConfig(ManifestConfig):
 
     encoder: str = Field(min_length=1, description="the encoder that is trained: an id or alias, as of extract")
     text_encoder: str | None = Field(default=None, description="the encoder of the texts that --text names")
-    pooling: str = Field(default="auto", description="how tokens become the vector; default: the encoder's own")
+    pooling: str = Field(
+        default="auto",
+        description="how tokens become the vector: a pooling of the encoder, or trained ones, learned:attention or "
+        "learned:cls_token; default: the encoder's own",
+    )
     text_pooling: str = Field(default="auto", description="the same of --text-encoder")
     text: str | None = Field(default=None, description="column of the text that belongs to each sample")
     target: Names = Field(default=(), description="target column, or several joined by commas")
@@ -28,6 +32,19 @@ class FinetuneConfig(ManifestConfig):
     delimiter: str = Field(default="|", description="separates the labels of one cell")
     min_positives: int = Field(
         default=1, ge=1, description="labels with fewer positives are left out of macro averages"
+    )
+    sample_weight: str | None = Field(
+        default=None,
+        description="column of how much each training row counts, such as the severity of a finding: classification, "
+        "contrastive and sigmoid weigh by it; other rows are not read",
+    )
+    template: Many = Field(
+        default=(),
+        description="a prompt of every class, with {finding} where the class goes: pairs with a --target are judged by "
+        "these as well; default: five of them",
+    )
+    prompts: Path | None = Field(
+        default=None, description="a YAML or JSON file of templates, names and own prompts of classes, for the same"
     )
     objective: Names = Field(
         min_length=1,
@@ -51,6 +68,21 @@ class FinetuneConfig(ManifestConfig):
     max_views: PositiveInt | None = Field(
         default=None,
         description="views of a study that are used at most: drawn in training, evenly spaced otherwise; default: all",
+    )
+    single_view: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="chance that training sees a study by a single view, drawn anew every epoch",
+    )
+    view_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="chance that training leaves out a view of a study; one always stays"
+    )
+    consistency: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of 1 - cos between the vector of a study and that of one of its views, in training",
     )
     warm_start: Path | None = Field(
         default=None, description="a run of fit-head on the same features whose head the classifier begins with"

@@ -23,6 +23,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
@@ -45,6 +46,8 @@ from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import load_samples, read_rows, seen_by_head, store_of
 from finetune.tracking import Tracker, check_trackers, open_trackers, tell
+from finetune.views import ViewChoice
+from finetune.zero_shot import prompts_of
 from heads.errors import RunError
 from heads.evaluation.thresholds import parse_rule
 from heads.record import FILE
@@ -89,8 +92,10 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         fills = accelerator.is_main_process
         decoder = Decoder(towers.tower, config.workers, progress, fills=fills)
         samples, remarks = load_samples(config, manifest, store, decoder, progress)
+        samples = replace(samples, prompts=prompts_of(config, samples.task))
         texts = text_items(towers.text_tower, samples, config.workers, progress, fills=fills)
     built = build(config, samples, towers, device=device)
+    remarks += built.remarks
     groups = groups_of(config, built)
     train, choosing = samples.choosing(config.validation_fraction, config.seed)
     remarks += seen_by_head(config, samples, choosing)
@@ -106,8 +111,13 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
             texts=texts,
             known=built.known,
             augment=make_augment(config.augment, config.seed),
-            max_views=config.max_views,
-            seed=config.seed,
+            views=ViewChoice(
+                limit=config.max_views,
+                single=config.single_view,
+                dropout=config.view_dropout,
+                alone=config.consistency > 0,
+                seed=config.seed,
+            ),
         ),
         accelerator=accelerator,
         batch_size=config.batch_size,

@@ -2,38 +2,23 @@
 
 ::
 
-    samples -> network -> vector, tokens | stored, float32 | projection -> objectives
+    samples -> network -> vector, tokens | stored, float32 | pooling, projection -> objectives
                frozen: computed once                         trained: computed in every step
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from featurestore.catalog import canonical
+from featurestore.encoder import Embeddings
 from featurestore.store import FeatureStore
 from featurestore.text_encoder import TextEncoder
 from finetune.stored import StoredTower
 from finetune.towers import Tower
-
-
-class FrozenBatch(NamedTuple):
-    """A batch of features.
-
-    Attributes
-    ----------
-    vectors
-        float32, (b, d).
-    tokens
-        float32, (b, t, c); None where the encoder gives none, or of texts, whose numbers differ.
-    """
-
-    vectors: Tensor
-    tokens: Tensor | None
 
 
 class FrozenTower(StoredTower):
@@ -45,7 +30,7 @@ class FrozenTower(StoredTower):
     Parameters
     ----------
     tower
-        Whose projection may train.
+        Whose pooling and projection may train.
     store
         Where features are kept.
     """
@@ -53,16 +38,22 @@ class FrozenTower(StoredTower):
     def __init__(self, tower: Tower, store: FeatureStore) -> None:
         super().__init__(tower, store)
         self._keep(tower.encoder, name=canonical(tower.name))
-        self.kept = "vectors and tokens" if len(tower.encoder.levels) > 1 else "vectors"
+        self.kept = " and ".join(each.parts if each.ragged else "vectors" for each in tower.encoder.levels)
 
-    def collate(self, items: Sequence[tuple[Tensor, ...]]) -> FrozenBatch:
-        """Return a batch of what `read` gave."""
-        vectors, *tokens = zip(*items, strict=True)
-        has_tokens = bool(tokens) and not isinstance(self.encoder, TextEncoder)
-        return FrozenBatch(torch.stack(vectors), torch.stack(tokens[0]) if has_tokens else None)
+    def collate(self, items: Sequence[tuple[Tensor, ...]]) -> tuple[Embeddings, ...]:
+        """Return a batch of what `read` gave, as the encoder gives it: a list of the tokens of texts, else a tensor."""
+        of_texts = isinstance(self.encoder, TextEncoder)
+        return tuple(
+            list(level) if spec.ragged and of_texts else torch.stack(level)
+            for spec, level in zip(self.encoder.levels, zip(*items, strict=True), strict=True)
+        )
 
-    def features(self, batch: FrozenBatch) -> tuple[Tensor, Tensor | None]:
-        """Return the encoder's own vectors, (b, d), and, where it gives them, tokens, (b, t, c)."""
+    def embed(self, batch: tuple[Embeddings, ...]) -> tuple[Embeddings, ...]:
+        """Return a batch on the device."""
         device = next(self.network.parameters()).device
-        vectors, tokens = batch
-        return vectors.to(device, non_blocking=True), tokens if tokens is None else tokens.to(device, non_blocking=True)
+        return tuple(
+            level.to(device, non_blocking=True)
+            if isinstance(level, Tensor)
+            else [each.to(device, non_blocking=True) for each in level]
+            for level in batch
+        )

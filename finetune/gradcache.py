@@ -12,7 +12,7 @@ from torch import Tensor
 from finetune.outputs import Outputs
 
 Part = TypeVar("Part")
-EMBEDDED = ("vectors", "texts", "tokens")
+EMBEDDED = ("vectors", "single", "texts", "tokens")
 """The fields of `Outputs` that come out of networks."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -130,6 +130,7 @@ def finish(
         history=trained.history.columns,
         metrics=metrics,
         thresholds={name: each.to_dict() for name, each in thresholds.items()},
+        prompts=asdict(samples.prompts) if samples.prompts else {},
         leakage=data.leakage.to_dict(),
         warnings=tuple(dict.fromkeys([*remarks, *_remarks(metrics), *_worse(config.choose, trained)])),
         seed=config.seed,
@@ -251,8 +252,10 @@ def _parameters(trained: Trained) -> dict[str, dict[str, int]]:
     model = trained.built.model
     parts: dict[str, nn.Module | None] = {
         "encoder": model.tower.network,
+        "pooling": model.tower.pooling,
         "projection": model.tower.projection,
         "text encoder": model.text_tower.network if model.text_tower else None,
+        "text pooling": model.text_tower.pooling if model.text_tower else None,
         "text projection": model.text_tower.projection if model.text_tower else None,
         "aggregator": model.aggregator,
         **dict(model.objectives.items()),

@@ -34,7 +34,7 @@ _TOLERANCE = 1e-5
 """Largest difference of a vector by the two ways, relative to the largest value."""
 
 _MASK = "attention_mask"
-_OF_A_LEVEL = ("tokens", "projection", "similarity")
+_OF_A_LEVEL = ("tokens", "token_pooling", "projection", "similarity")
 
 
 class CachedText(NamedTuple):

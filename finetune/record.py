@@ -48,6 +48,8 @@ class FinetuneRecord(StableRecord):
         captions ``captions``.
     thresholds
         As in the record of a head; chosen on the rows that chose the epoch.
+    prompts
+        What stood for the classes where pairs were judged by that (`data.prompts.PromptTexts`); else empty.
     leakage, warnings, seed
         As in the record of a head.
     created, timings, environment, openings
@@ -68,6 +70,7 @@ class FinetuneRecord(StableRecord):
     history: dict[str, list[float | None]]
     metrics: dict[str, dict[str, Any]]
     thresholds: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    prompts: dict[str, Any] = Field(default_factory=dict)
     leakage: dict[str, Any] = Field(default_factory=dict)
     openings: dict[str, Any] = Field(default_factory=dict)
 

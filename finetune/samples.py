@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digest import key_bytes
-from data.errors import LeakageError, SampleError, TaskError
+from data.errors import LeakageError, ManifestError, SampleError, TaskError
 from data.filecache import FileCache
+from data.labels import as_number
 from data.manifest import Manifest
 from data.progress import Progress
+from data.prompts import PromptTexts
 from data.sources import read_manifest
 from data.split import holdout
 from data.task import Task, read_task
@@ -48,11 +50,14 @@ class Samples:
         What is predicted; None of pairs without a target.
     texts
         The text of each sample; None where no column of texts was named.
+    prompts
+        What stands for the classes of the task where pairs are judged by that; else None.
     """
 
     data: Labelled
     task: Task | None
     texts: tuple[str, ...] | None
+    prompts: PromptTexts | None = None
 
     @property
     def are_studies(self) -> bool:
@@ -115,6 +120,46 @@ def seen_by_head(config: FinetuneConfig, samples: Samples, choosing: NDArray[np.
     return [remark]
 
 
+def weights_of(config: FinetuneConfig, samples: Samples) -> NDArray[np.float32] | None:
+    """Return how much each sample counts in a loss; None without a column of weights.
+
+    Only the cells of samples that are trained on are read, and divided by their mean. All others count the same, 1:
+    neither what judges a run nor what chooses its epoch is weighted.
+
+    Raises
+    ------
+    ManifestError
+        If a cell is empty or no number of 0 or more, rows of a study differ, or all weights are 0.
+    """
+    column = config.sample_weight
+    if column is None:
+        return None
+    train, _ = samples.choosing(config.validation_fraction, config.seed)
+    instances = samples.data.instances.of(train)
+    manifest = instances.manifest
+    cells = [(cell or "").strip() for cell in manifest.column(column)]
+    # An empty cell of a study's row is that of another row.
+    numbers = [as_number(cell) if cell or manifest.role("bag") is None else np.nan for cell in cells]
+    for i, number in enumerate(numbers):
+        if number is None or number < 0:
+            raise ManifestError(
+                f"{manifest.where(i)}, column {column!r}: expected a weight, a number of 0 or more, found "
+                f"{cells[i] or 'nothing'!r}"
+            )
+    values = np.array(numbers, dtype=np.float64)
+    if manifest.role("bag") is not None:
+        values = agreed(manifest, column, values, known=~np.isnan(values))
+    values = values[instances.first]
+    if np.isnan(values).any():
+        first = samples.data.manifest.ids[train[np.isnan(values).argmax()]]
+        raise ManifestError(f"{manifest.path}: no row of study {first!r} has a weight in column {column!r}")
+    if not values.any():
+        raise ManifestError(f"{manifest.path}: column {column!r} is 0 in all rows to train on; nothing is learned")
+    weights = np.ones(len(samples.data.y), np.float32)
+    weights[train] = values / values.mean()
+    return weights
+
+
 def store_of(config: FinetuneConfig) -> Path:
     """Return the feature store of a run: the one that was named, or the directory ``store`` beside the run."""
     return config.store or config.out.absolute().parent / "store"
@@ -171,6 +216,8 @@ def load_samples(
     LeakageError
         If splits share groups or contents and that was not allowed.
     """
+    if config.sample_weight is not None:
+        manifest.column(config.sample_weight)  # a name that is wrong is told before anything is decoded
     if config.target and task is None and labelled:
         task, _ = read_task(
             manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive

@@ -37,13 +37,13 @@ class StoredTower(Tower):
     Parameters
     ----------
     tower
-        Whose encoder and projection are used. Its network is as the encoder was loaded.
+        Whose encoder, pooling and projection are used. Its network is as the encoder was loaded.
     store
         Where it is kept, by the content of the sample.
     """
 
     def __init__(self, tower: Tower, store: FeatureStore) -> None:
-        super().__init__(tower.name, tower.encoder, tower.projection)
+        super().__init__(tower.name, tower.encoder, tower.projection, tower.pooling, keeps_tokens=tower.keeps_tokens)
         self.network.eval()
         self._store = store
         self._known: dict[Source, Keys | SampleError] = {}

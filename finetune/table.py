@@ -7,7 +7,7 @@ from typing import Any
 
 from heads.pages.table import metric_table
 
-NESTED = ("retrieval", "captions")
+NESTED = ("retrieval", "captions", "zero_shot")
 
 
 def split_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:

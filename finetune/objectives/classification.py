@@ -32,7 +32,8 @@ class Classification(Objective):
 
     .. math:: L = \frac{\sum_{i,t} w_{it}\, \ell(z_{it}, y_{it})}{\sum_{i,t} w_{it}}
 
-    with logits z = f(vectors), w = 0 where a target is missing, and by the kind of task
+    with logits z = f(vectors), w = 0 where a target is missing, else the weight of its sample times that of its class,
+    and by the kind of task
 
     ==============  ======  ================================================================================
     kind            logits  :math:`\ell`, see `heads.losses`
@@ -78,6 +79,7 @@ class Classification(Objective):
 
     name: ClassVar[str] = "classification"
     needs: ClassVar[frozenset[str]] = frozenset({"vectors", "targets"})
+    weighted: ClassVar[bool] = True
 
     center: Tensor
     spread: Tensor
@@ -147,7 +149,10 @@ class Classification(Objective):
                 delta=self.huber_delta,
                 pos_weight=self.pos_weights,
             )
-            return joint_mean(*weighted_sum(losses, known * self._weights(values)))
+            weights = known * self._weights(values)
+            if outputs.weights is not None:
+                weights = weights * outputs.weights[:, None]
+            return joint_mean(*weighted_sum(losses, weights))
 
     def scores(self, vectors: Tensor) -> Tensor:
         """Return scores in the order of the task, as `heads.evaluation.scoring` defines them.

@@ -58,13 +58,21 @@ class Weighted(nn.ModuleDict):
         for name, weight in at.items():
             if not weight >= 0:
                 raise ConfigError(f"the weight of {name} is {weight:g} at step {step}; expected a number >= 0")
-        if not any(at.values()):
+        if not any(weight for name, weight in at.items() if self._judges(name)):
             raise ConfigError(f"the weights of {', '.join(at)} are all 0 at step {step}; nothing would be learned")
         return {name: weight for name, weight in at.items() if weight}
 
     def forward(self, outputs: Outputs, step: int) -> dict[str, Tensor]:
-        """Return the loss of each objective with a weight at a step, not yet weighted."""
-        return {name: self[name](outputs) for name in self.weights(step)}
+        """Return the loss of each objective with a weight at a step, not yet weighted.
+
+        In eval mode those that only regularise training are left out.
+        """
+        return {name: self[name](outputs) for name in self.weights(step) if self.training or self._judges(name)}
+
+    def _judges(self, name: str) -> bool:
+        objective = self[name]
+        assert isinstance(objective, Objective)
+        return objective.in_evaluation
 
     def total(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         """Return the weighted sum of what `forward` returned for a step."""

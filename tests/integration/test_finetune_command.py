@@ -326,6 +326,81 @@ def test_a_frozen_encoder_gives_the_scores_of_cached_features(
         assert score == pytest.approx(expected[name], abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["attention", "cls_token"])
+def test_a_learned_pooling_is_a_part_of_the_encoder(tuned, frostline, pairs: Path, tmp_path: Path, kind: str) -> None:
+    from data.progress import Silent
+    from data.sources import read_manifest
+    from featurestore.store import FeatureStore
+    from heads.labelled import join_features
+
+    result, run = tuned("--pooling", f"learned:{kind}", "--unfreeze", "last:1", "--lr", "0.01", "--encoder-lr", "0.1")
+    assert result.code == 0, result.err
+    record = record_of(run)
+    attention = 4 * 32 * 32 + 4 * 32
+    count = 32 + attention + 2 * 32 if kind == "attention" else 32 + attention + 2 * 32 * 128 + 128 + 32 + 4 * 32
+    assert record["parameters"]["pooling"] == {"all": count, "trained": count}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (last,) = [line for line in lines if line["step"] == 5 and "step/loss" in line]
+    assert last["lr/tower pooling"] == last["lr/objectives"] == pytest.approx(10 * last["lr/tower"])
+    store, encoder = tmp_path / "features", run / "encoder"
+    rows = ["--input", "path", "--store", store, "--precision", "fp32", "--dtype", "float32"]
+    assert frostline("extract", pairs, "--encoder", encoder, *rows).code == 3  # one picture is damaged
+    (kept,) = frostline("store", "ls", store, "--json").json
+    assert kept["fingerprint"] == record["inputs"][0]["trained"]
+    manifest = read_manifest(pairs, input="path", split="split")
+    inputs = join_features(
+        manifest,
+        FeatureStore(store),
+        (str(encoder),),
+        pooling=None,
+        precision=None,
+        normalize="none",
+        progress=Silent(),
+    )
+    head = load_file(run / "objectives.safetensors")
+    (weight,), (bias,) = (
+        [value.numpy() for name, value in head.items() if name.endswith(end)] for end in ("weight", "bias")
+    )
+    logits = inputs.X @ weight.T + bias
+    expected = dict(zip(inputs.manifest.ids, 1 / (1 + np.exp(-logits[:, 0])), strict=True))
+    with (run / "predictions.csv").open() as file:
+        found = {row["id"]: float(row["prob[red]"]) for row in csv.DictReader(file)}
+    assert len(found) == 16
+    for name, score in found.items():
+        assert score == pytest.approx(expected[name], abs=1e-5)
+    again = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
+    assert again.code == 0, again.err
+    assert again.json["metrics"]["log_loss"]["value"] == pytest.approx(
+        record["metrics"]["test"]["log_loss"]["value"], abs=1e-5
+    )
+
+
+def test_pooled_pairs_are_captioned_and_restored(tuned, frostline, clip: str, pairs: Path) -> None:
+    """Both towers pool what they learned to, and the decoder reads the tokens below the pooling."""
+    options = ["--pooling", "learned:attention", "--text-pooling", "learned:cls_token", "--dim", 16]
+    options += ["--text", "caption", "--text-encoder", clip, "--unfreeze", "none", "--lr", "0.01"]
+    sizes = ["--set", "captioning.layers=1", "--set", "captioning.dim=32", "--set", "captioning.feedforward=32"]
+    result, run = tuned(*options, *sizes, objective="contrastive,captioning")
+    assert result.code == 0, result.err
+    record = record_of(run)
+    assert {"pooling", "text pooling", "projection", "text projection"} <= set(record["parameters"])
+    again = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
+    assert again.code == 0, again.err
+    ours, theirs = again.json["metrics"], record["metrics"]["test"]
+    assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-5)
+    assert ours["captions"]["rougeL"]["value"] == pytest.approx(theirs["captions"]["rougeL"]["value"])
+
+
+def test_a_learned_pooling_above_a_cached_depth_trains_the_same(tuned) -> None:
+    options = ["--pooling", "learned:attention", "--unfreeze", "last:1", "--lr", "0.01"]
+    _, whole = tuned(*options, out="whole")
+    result, cached = tuned(*options, "--cache-depth", out="cached")
+    assert result.code == 0, result.err
+    ours, theirs = (record_of(run)["history"] for run in (whole, cached))
+    for name in ("train/loss", "val/loss"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
 def fit_head(frostline, clip: str, pairs: Path, tmp_path: Path, *options: str) -> Path:
     """Fit a linear head on features of the same encoder."""
     store, head = tmp_path / "store", tmp_path / "head"
@@ -417,6 +492,145 @@ def test_captions_are_written_and_judged(tuned, frostline, pairs: Path, tmp_path
     assert {name: again[name] for name in written} == written
 
 
+def test_captions_have_a_length_and_a_vocabulary(tuned, frostline, clip: str, pairs: Path, tmp_path: Path) -> None:
+    sizes = ["--set", "captioning.layers=1", "--set", "captioning.dim=32", "--set", "captioning.feedforward=32"]
+    words = ["--set", f"captioning.vocabulary={clip}", "--set", "captioning.max_length=6"]
+    options = ["--text", "caption", "--unfreeze", "none", "--lr", "0.01", *sizes, *words]
+    result, run = tuned(*options, objective="captioning", epochs=1)
+    assert result.code == 0, result.err
+    # "red a" has four tokens of one letter, and begins and ends with one more.
+    (warning,) = [each for each in record_of(run)["warnings"] if "were cut" in each]
+    assert warning.startswith("20 of 40 captions are longer than 6 tokens")
+    assert load_file(run / "objectives.safetensors")["objectives.captioning.decoder.embedding.weight"].shape[0] == 54
+    with (run / "texts.csv").open() as file:
+        written = {row["id"]: row["written"] for row in csv.DictReader(file)}
+    assert frostline("predict", run, pairs, "--out", tmp_path / "captions.csv").code == 3  # one picture is damaged
+    with (tmp_path / "captions.csv").open() as file:
+        again = {row["id"]: row["written"] for row in csv.DictReader(file)}
+    assert {name: again[name] for name in written} == written
+    # A caption that does not end has a beginning and five letters, the last of each word by itself.
+    assert max(len(text.replace(" ", "")) for text in again.values()) <= 5
+    judged = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
+    assert judged.json["metrics"]["captions"] == record_of(run)["metrics"]["test"]["captions"]
+    short, _ = tuned(*options, "--set", "captioning.positions=4", objective="captioning", out="short")
+    assert short.code == 2
+    assert "captioning: positions=4 is too few for captions of max_length=6 tokens" in short.error
+
+
+def test_a_text_tower_of_open_clip_may_stand_beside_a_decoder(tuned, pairs: Path, tmp_path: Path) -> None:
+    """CLIP's own tokenizer is none of transformers: captions are made of other words, which is said."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    text = {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
+    config = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}
+    torch.manual_seed(0)
+    save_file(open_clip.CLIP(**config).state_dict(), tmp_path / "open_clip_model.safetensors")
+    preprocess = {"size": 32, "mode": "RGB", "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic"}
+    described = {"model_cfg": config, "preprocess_cfg": {**preprocess, "resize_mode": "shortest", "fill_color": 0}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(described))
+    sizes = ["--set", "captioning.layers=1", "--set", "captioning.dim=8", "--set", "captioning.feedforward=8"]
+    options = ["--text", "caption", "--text-encoder", f"open_clip:local-dir:{tmp_path}", "--dim", 16, *sizes]
+    result, run = tuned(*options, objective="contrastive,captioning", epochs=1)
+    assert result.code == 0, result.err
+    (warning,) = [each for each in record_of(run)["warnings"] if "offline:minilm" in each]
+    assert warning.startswith("captions are made of the words of offline:minilm, since open_clip:local-dir:")
+    assert load_file(run / "objectives.safetensors")["objectives.captioning.decoder.embedding.weight"].shape[0] == 30522
+
+
+def test_an_aligned_pair_is_judged_by_prompts_as_zero_shot_does(
+    tuned, frostline, clip: str, pairs: Path, tmp_path: Path
+) -> None:
+    words = ["--template", "{finding}", "--template", "a {finding}"]
+    options = ["--text", "caption", "--text-encoder", clip, "--dim", 16, "--unfreeze", "last:1", "--lr", "0.01"]
+    result, run = tuned(
+        *options, *words, "--target", "label", "--choose", "zero_shot/log_loss", objective="contrastive", epochs=6
+    )
+    assert result.code == 0, result.err
+    record = record_of(run)
+    found = record["metrics"]["test"]["zero_shot"]
+    assert {"value", "low", "high"} <= set(found["accuracy"])
+    assert record["training"]["best_value"] == min(record["history"]["val/zero_shot/log_loss"])
+    assert record["training"]["best_value"] < record["training"]["before"]["zero_shot/log_loss"]
+    assert record["prompts"]["positive"] == [["green", "a green"], ["red", "a red"]]
+
+    again = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
+    assert again.code == 0, again.err
+    assert again.json["metrics"]["zero_shot"]["log_loss"]["value"] == pytest.approx(
+        found["log_loss"]["value"], abs=1e-5
+    )
+
+    store = ["--store", tmp_path / "features", "--encoder", run / "encoder"]
+    assert frostline("extract", pairs, "--input", "path", *store).code == 3  # one picture is damaged
+    judged = ["--target", "label", "--split", "split", "--group", "patient", "--bootstrap", 20]
+    alone = frostline(
+        "zero-shot", pairs, "--input", "path", *store, *judged, *words, "--prompt-average", "renormalized",
+        "--out", tmp_path / "zero-shot", "--json",
+    )  # fmt: skip
+    assert alone.code == 0, alone.err
+    for metric in ("accuracy", "roc_auc", "log_loss"):
+        assert alone.json["metrics"]["test"][metric]["value"] == pytest.approx(found[metric]["value"], abs=1e-4)
+
+
+def test_samples_of_one_target_may_be_right_answers(tuned, frostline, clip: str, pairs: Path) -> None:
+    options = ["--text", "caption", "--text-encoder", clip, "--dim", 16, "--unfreeze", "none", "--lr", "0.01"]
+    wanted = ["--set", "contrastive.positives=target"]
+    refused, _ = tuned(*options, *wanted, objective="contrastive", out="refused")
+    assert refused.code == 2
+    assert "needs --target" in refused.error
+    result, run = tuned(*options, *wanted, "--target", "label", objective="contrastive")
+    assert result.code == 0, result.err
+    record = record_of(run)
+    assert record["task"]["classes"] == ["green", "red"]
+    assert set(record["metrics"]["test"]) == {"retrieval", "zero_shot", "losses"}
+    again = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
+    assert again.code == 0, again.err
+    found, recorded = again.json["metrics"]["losses"], record["metrics"]["test"]["losses"]
+    assert found["contrastive"] == pytest.approx(recorded["contrastive"], abs=1e-5)
+    # Half of each batch has the same colour: no answer could be told from the other right ones.
+    assert recorded["contrastive"] > math.log(3)
+
+
+def test_training_rows_may_have_weights(tuned, frostline, pairs: Path) -> None:
+    """Weights of rows that judge are not read, and green pictures of weight 0 are as if they were not there."""
+    with pairs.open() as file:
+        rows = list(csv.DictReader(file))
+    table = pairs.parent / "weights.csv"
+
+    def write(weights: dict[str, str]) -> None:
+        with table.open("w", newline="") as file:
+            out = csv.DictWriter(file, [*rows[0], "severity"])
+            out.writeheader()
+            for row in rows:
+                weight = weights[row["label"]] if row["split"] == "train" else "?"
+                out.writerow({**row, "severity": weight})
+
+    write({"red": "2.5", "green": "0"})
+    result, run = tuned("--sample-weight", "severity", "--lr", "0.1", manifest=table)
+    assert result.code == 0, result.err
+    with (run / "predictions.csv").open() as file:
+        red = [float(row["prob[red]"]) for row in csv.DictReader(file)]
+    _, plain = tuned("--lr", "0.1", out="plain")
+    with (plain / "predictions.csv").open() as file:
+        before = [float(row["prob[red]"]) for row in csv.DictReader(file)]
+    assert min(red) > max(0.5, sum(before) / len(before))
+    again = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
+    assert again.code == 0, again.err
+    assert again.json["metrics"]["losses"]["loss"] == pytest.approx(
+        record_of(run)["metrics"]["test"]["losses"]["loss"], abs=1e-5
+    )
+    write({"red": "1", "green": "1"})
+    _, even = tuned("--sample-weight", "severity", "--lr", "0.1", manifest=table, out="even")
+    assert_same_weights(even, plain)
+    for weight, said in (("", "expected a weight, a number of 0 or more, found 'nothing'"), ("-1", "found '-1'")):
+        write({"red": "1", "green": weight})
+        refused, where = tuned("--sample-weight", "severity", manifest=table, out="refused")
+        assert refused.code == 2
+        assert said in refused.error
+        assert not where.exists()
+
+
 def test_extract_takes_the_encoder_under_a_new_fingerprint(tuned, frostline, clip: str, pairs: Path, tmp_path) -> None:
     _, run = tuned("--unfreeze", "last:1", "--lr", "0.05")
     store = tmp_path / "features"
@@ -483,9 +697,9 @@ def test_a_frozen_share_is_the_blocks_that_it_leaves(tuned) -> None:
     assert "no lower blocks stay as they are" in cached.error
 
 
-@pytest.mark.parametrize("aggregate", ["mean", "transformer:1:4"])
-def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, aggregate: str) -> None:
-    """Two pictures of a patient are a study here, whose colour is that of its first: every second row says nothing."""
+@pytest.fixture
+def studies(pairs: Path) -> Path:
+    """Two pictures of a patient as a study, whose grade is that of its first row: every second row says nothing."""
     with pairs.open() as file:
         rows = list(csv.DictReader(file))
     studies = pairs.parent / "studies.csv"
@@ -494,6 +708,11 @@ def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, 
         table.writeheader()
         for i, row in enumerate(rows):
             table.writerow({**row, "grade": "" if i % 2 else ["high", "low"][i // 2 % 2]})
+    return studies
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "transformer:1:4"])
+def test_studies_of_several_views_are_one_sample(tuned, frostline, studies: Path, aggregate: str) -> None:
     options = ["--bag", "patient", "--aggregate", aggregate, "--max-views", 1, "--unfreeze", "last:1"]
     result, run = tuned(*options, "--target", "grade", manifest=studies)
     assert result.code == 0, result.err
@@ -510,21 +729,74 @@ def test_studies_of_several_views_are_one_sample(tuned, frostline, pairs: Path, 
     )
 
 
+VIEWS = ["--single-view", "0.3", "--view-dropout", "0.3", "--consistency", "0.2", "--unfreeze", "last:1"]
+
+
+def test_views_are_drawn_in_training_and_their_consistency_is_a_loss(tuned, studies: Path, frostline) -> None:
+    options = ["--bag", "patient", "--aggregate", "transformer:1:4", "--target", "grade", "--unfreeze", "last:1"]
+    (_, plain), (result, run) = (
+        tuned(*options, manifest=studies, out="plain"),
+        tuned(*options, *VIEWS, manifest=studies),
+    )
+    assert result.code == 0, result.err
+    ours, theirs = record_of(run), record_of(plain)
+    history = ours["history"]
+    total = [a + 0.2 * b for a, b in zip(history["train/classification"], history["train/consistency"], strict=True)]
+    assert history["train/loss"] == pytest.approx(total, rel=1e-6)
+    assert all(0 < each < 1 for each in history["train/consistency"])
+    # What is judged is judged as without these options: every study whole, by the same aggregator, before any training
+    assert ours["training"]["before"] == theirs["training"]["before"]
+    assert history["val/loss"] == history["val/classification"]
+    assert "consistency" not in ours["metrics"]["test"]["losses"]
+    again = frostline("evaluate", run, studies, "--split", "test", "--bootstrap", 20, "--json")
+    assert again.code == 0, again.err
+    assert again.json["metrics"]["losses"] == pytest.approx(ours["metrics"]["test"]["losses"], abs=1e-5)
+
+
+def test_drawn_views_go_on_where_a_run_was_stopped(tuned, studies: Path, monkeypatch) -> None:
+    options = ["--bag", "patient", "--aggregate", "transformer:1:4", "--target", "grade", *VIEWS, "--batch-size", 4]
+    _, whole = tuned(*options, manifest=studies, out="whole")
+    step = Loop._step
+
+    def stopping(self: Loop, passes: Any, epoch: int, number: int, **named: Any) -> Any:
+        if number == 4:
+            raise KeyboardInterrupt
+        return step(self, passes, epoch, number, **named)
+
+    monkeypatch.setattr("finetune.loop.SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_step", stopping)
+        stopped, run = tuned(*options, manifest=studies, out="stopped")
+    assert stopped.code == 130
+    resumed, run = tuned(*options, manifest=studies, out="stopped")
+    assert resumed.code == 0, resumed.err
+    assert_same_weights(whole, run)
+    assert record_of(run)["history"] == record_of(whole)["history"]
+
+
+PAIR = ["--text", "caption", "--target", "label"]
+TOGETHER = {
+    "last:1": (["--unfreeze", "last:1", *PAIR], "classification,contrastive", 1),
+    "a falling share": (["--unfreeze", "frozen:0:linear:2", *PAIR], "classification,contrastive", 3),
+    "studies": (["--bag", "patient", "--target", "grade", *VIEWS], "classification", 1),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("policy", "epochs", "port"), [("last:1", 1, 29617), ("frozen:0:linear:2", 3, 29618)])
-def test_two_processes_train_as_one(
-    tuned, clip: str, pairs: Path, tmp_path: Path, policy: str, epochs: int, port: int
-) -> None:
-    """Also where other parameters train from one epoch to the next: nothing, a block, everything."""
-    options = ["--text", "caption", "--text-encoder", clip, "--unfreeze", policy, "--lr", "0.01"]
-    objective = "classification,contrastive"
-    result, one = tuned(*options, objective=objective, epochs=epochs)
+@pytest.mark.parametrize("name", list(TOGETHER))
+def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, studies: Path, tmp_path: Path, name: str) -> None:
+    """Also where other parameters train from one epoch to the next, and where views are drawn."""
+    own, objective, epochs = TOGETHER[name]
+    manifest = studies if name == "studies" else pairs
+    options = [*own, *(["--text-encoder", clip] if "--text" in own else []), "--lr", "0.01"]
+    result, one = tuned(*options, objective=objective, epochs=epochs, manifest=manifest)
     assert result.code == 0, result.err
     two = tmp_path / "two"
-    command = ["finetune", pairs, "--input", "path", "--encoder", clip, "--split", "split", "--group", "patient"]
-    command += ["--target", "label", "--objective", objective, "--epochs", epochs, "--batch-size", 8, "--bootstrap", 20]
+    command = ["finetune", manifest, "--input", "path", "--encoder", clip, "--split", "split", "--group", "patient"]
+    command += ["--objective", objective, "--epochs", epochs, "--batch-size", 8, "--bootstrap", 20]
+    port = str(29617 + list(TOGETHER).index(name))
     arguments = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
-    arguments = [str(each) for each in [*arguments, "-m", "cli", *command, *options, "--out", two]]
+    arguments += ["-m", "cli", *map(str, [*command, *options, "--out", two])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -552,6 +824,22 @@ def test_two_processes_train_as_one(
         (["--text", "caption"], "classification", "leave it out"),
         (["--text-unfreeze", "all"], "classification", "no --text-encoder was named"),
         (["--text-lr", "0.5"], "classification", "no --text-encoder was named"),
+        (["--text", "caption", "--sample-weight", "label"], "captioning", "nothing of --objective captioning weighs"),
+        (["--sample-weight", "lable"], "classification", "did you mean 'label'"),
+        (["--template", "{finding}"], "classification", "--template and --prompts: judge aligned pairs"),
+        (["--pooling", "tokens"], "classification", "makes no vector of a sample"),
+        (["--pooling", "learned:max"], "classification", "did you mean 'learned:attention'"),
+        (["--pooling", "learned:attention", "--warm-start", "x"], "classification", "makes others"),
+        (["--pooling", "learned:attention", "--text", "caption"], "captioning", "reads the vector"),
+        (["--text-pooling", "learned:attention"], "classification", "reads the vector"),
+        (["--max-views", "3"], "classification", "--max-views: is for studies"),
+        (["--single-view", "0.3"], "classification", "--single-view: is for studies"),
+        (["--view-dropout", "0.3"], "classification", "--view-dropout: is for studies"),
+        (["--consistency", "0.2"], "classification", "--consistency: is for studies"),
+        (["--bag", "patient", "--view-dropout", "1"], "classification", "less than 1"),
+        (["--bag", "patient", "--single-view", "-0.1"], "classification", "greater than or equal to 0"),
+        (["--bag", "patient", "--consistency", "nan"], "classification", "consistency"),
+        (["--bag", "patient", "--weight", "consistency=1"], "classification", "leave it out of --weight"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(tuned, arguments, objective: str, said: str) -> None:

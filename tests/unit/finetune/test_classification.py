@@ -209,3 +209,16 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
     mixed = Task(kind="mixed", targets=("a", "b"))
     with pytest.raises(TaskError, match="a mixed task cannot be fine-tuned"):
         Classification(task=mixed, dim=DIM, targets=np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_samples_count_by_their_weights(kind: Kind) -> None:
+    """A weight of 2 is a sample that is there twice, and a weight of 0 one that is not there."""
+    made = objective(kind)
+    targets = torch.from_numpy(TARGETS[kind])
+    weights = torch.tensor([2.0, 1, 1, 5, 0, 3, 0])
+    rows = torch.repeat_interleave(torch.arange(7), weights.long())
+    weighted = made(Outputs(vectors=VECTORS, targets=targets, weights=weights / 7))
+    torch.testing.assert_close(weighted, made(Outputs(vectors=VECTORS[rows], targets=targets[rows])))
+    even = made(Outputs(vectors=VECTORS, targets=targets, weights=torch.ones(7)))
+    assert torch.equal(even, made(Outputs(vectors=VECTORS, targets=targets)))
