@@ -150,6 +150,11 @@ def check_options(config: FinetuneConfig) -> None:
             f"--warm-start: that head was fitted on the encoder's own vectors, and --pooling {config.pooling} makes "
             f"others; leave one of them out"
         )
+    if config.teacher is not None and "classification" not in config.objective:
+        raise ConfigError("--teacher: needs --objective classification, whose classifier learns from it")
+    idle = [key for key in config.set if key.startswith("classification.teacher_")] if config.teacher is None else []
+    if idle:
+        raise ConfigError(f"--set {idle[0]}: there is no teacher; name one with --teacher, or leave it out")
 
 
 def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> Towers:
@@ -409,6 +414,7 @@ def _known(config: FinetuneConfig, samples: Samples, objectives: dict[str, Objec
         tokens, mask = ids.numpy(), there.numpy()
     return Known(
         targets=samples.data.y if "targets" in needed else None,
+        taught=samples.taught,
         text_ids=numbers,
         target_ids=alike,
         weights=weights_of(config, samples),

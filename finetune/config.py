@@ -87,6 +87,11 @@ class FinetuneConfig(ManifestConfig):
     warm_start: Path | None = Field(
         default=None, description="a run of fit-head on the same features whose head the classifier begins with"
     )
+    teacher: Path | None = Field(
+        default=None,
+        description="a run of fit-head whose probabilities of the training rows, from features in --store, the "
+        "classifier learns beside the targets",
+    )
     augment: Names = Field(
         default=(), description="for training images: flip, rotation=DEGREES, randaugment[=MAGNITUDE]"
     )
@@ -95,7 +100,10 @@ class FinetuneConfig(ManifestConfig):
     )
     epochs: PositiveInt = Field(default=10, description="passes over the training rows")
     batch_size: PositiveInt = Field(default=32, description="samples per forward pass, over all processes")
-    accumulate: PositiveInt = Field(default=1, description="forward passes per step of the optimizer")
+    accumulate: PositiveInt = Field(
+        default=1,
+        description="forward passes per step of the optimizer, which is that of one batch of all their samples",
+    )
     lr: float = Field(default=1e-3, gt=0, description="peak learning rate of classifiers, projections and decoders")
     encoder_lr: float = Field(default=0.05, gt=0, description="learning rate of --encoder, as a multiple of --lr")
     text_lr: float | None = Field(

@@ -28,6 +28,8 @@ class Known:
     ----------
     targets
         As `data.task` encodes them.
+    taught
+        A teacher's probabilities, shape (n, c); NaN but for training samples.
     text_ids
         Numbers that are equal where texts are, shape (n,).
     target_ids
@@ -39,6 +41,7 @@ class Known:
     """
 
     targets: NDArray[Any] | None = None
+    taught: NDArray[np.float32] | None = None
     text_ids: NDArray[np.int64] | None = None
     target_ids: NDArray[np.int64] | None = None
     weights: NDArray[np.float32] | None = None
@@ -53,6 +56,7 @@ class Known:
 
         return Outputs(
             targets=some(self.targets),
+            taught=some(self.taught),
             text_ids=some(self.text_ids),
             target_ids=some(self.target_ids),
             weights=some(self.weights),

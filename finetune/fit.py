@@ -45,6 +45,7 @@ from finetune.outcome import Trained, finish, identity
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import load_samples, read_rows, seen_by_head, store_of
+from finetune.teacher import head_digest, taught_by
 from finetune.tracking import Tracker, check_trackers, open_trackers, tell
 from finetune.views import ViewChoice
 from finetune.zero_shot import prompts_of
@@ -94,6 +95,8 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         samples, remarks = load_samples(config, manifest, store, decoder, progress)
         samples = replace(samples, prompts=prompts_of(config, samples.task))
         texts = text_items(towers.text_tower, samples, config.workers, progress, fills=fills)
+        if config.teacher is not None:
+            samples = replace(samples, taught=taught_by(config.teacher, samples, store, progress))
     built = build(config, samples, towers, device=device)
     remarks += built.remarks
     groups = groups_of(config, built)
@@ -121,6 +124,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         ),
         accelerator=accelerator,
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
         last_step=last_step,
         seed=config.seed,
     )
@@ -166,7 +170,6 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
 def _course(config: FinetuneConfig) -> Course:
     return Course(
         epochs=config.epochs,
-        accumulate=config.accumulate,
         schedule=config.schedule,
         by=config.schedule_by,
         warmup=config.warmup,
@@ -215,4 +218,5 @@ def _claim(config: FinetuneConfig) -> None:
 def _identity(config: FinetuneConfig, manifest: Manifest, towers: Towers) -> str:
     """Return what decides the weights that a run ends with: a stopped one goes on only with the same."""
     prints = [tower.encoder.spec.fingerprint for tower in towers.by_name.values()]
-    return digest_json([identity(config.to_dict(), manifest.digest), prints])
+    heads = [head_digest(run) for run in (config.warm_start, config.teacher) if run is not None]
+    return digest_json([identity(config.to_dict(), manifest.digest), prints, heads])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,12 +17,13 @@ import torch
 from torch import Tensor
 
 from data.progress import Progress
-from finetune.batches import Rows, seed_of, share, steps_of
+from finetune.batches import Rows, steps_of
 from finetune.checkpoint import Checkpoints, Progressed, changing
 from finetune.errors import FinetuneError
 from finetune.outputs import Objective
 from finetune.runner import Runner
 from finetune.schedules import Schedule, lr_factor
+from finetune.step import Gradients
 from finetune.tracking import Tracker, tell
 from finetune.unfreeze import Policy
 
@@ -37,8 +37,8 @@ class Course:
 
     Attributes
     ----------
-    epochs, accumulate
-        Passes over the rows; forward passes of a step.
+    epochs
+        Passes over the rows.
     schedule, by, warmup, floor
         See `finetune.schedules.lr_factor`; the rate changes `by` step or epoch, and `warmup` is a share of all of them.
     clip_norm
@@ -50,7 +50,6 @@ class Course:
     """
 
     epochs: int
-    accumulate: int
     schedule: Schedule
     by: Literal["step", "epoch"]
     warmup: float
@@ -91,7 +90,7 @@ class Loop:
             group["peak"] = group["lr"]
         self._trained = [parameter for group in groups for parameter in group["params"]]
         self.optimizer: Any = self.accelerator.prepare(torch.optim.AdamW(list(groups)))
-        self._wrapped: Any = None
+        self._gradients = Gradients(runner)
 
     @property
     def changing(self) -> list[str]:
@@ -176,7 +175,7 @@ class Loop:
         """Yield epoch and forward passes of each step that is left; the network is made ready for its epoch."""
         for epoch in range(state.epoch, self.course.epochs if not state.stopped else 0):
             self._set_modes(epoch)
-            self._wrap(epoch)
+            self._gradients.wrap(anew=any(policy.changes_at(epoch) for policy in self._policies.values()))
             for passes in self._steps(rows, epoch)[max(state.step - epoch * per_epoch, 0) :]:
                 yield epoch, passes
 
@@ -184,7 +183,7 @@ class Loop:
         return steps_of(
             rows,
             batch_size=self.runner.batch_size,
-            accumulate=self.course.accumulate,
+            accumulate=self.runner.accumulate,
             processes=self.accelerator.num_processes,
             shuffle=(self.runner.seed, epoch),
         )
@@ -195,18 +194,11 @@ class Loop:
         for name, policy in self._policies.items():
             policy.apply(getattr(self.model, name).network, epoch)
 
-    def _wrap(self, epoch: int) -> None:
-        """Have gradients exchanged between processes: those of parameters that are trainable when it is wrapped."""
-        if self.accelerator.num_processes == 1:
-            self._wrapped = self.model
-        elif self._wrapped is None or any(policy.changes_at(epoch) for policy in self._policies.values()):
-            self._wrapped = self.accelerator.prepare_model(self.model)
-
     def _step(
         self, passes: Sequence[Rows], epoch: int, step: int, *, total: int
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Make one step of the optimizer; return what to log, and the losses times their samples."""
-        course, processes, process = self.course, self.accelerator.num_processes, self.accelerator.process_index
+        course = self.course
         by_step = course.by == "step"
         done, length = (step, total) if by_step else (epoch, course.epochs)
         warmup = round(course.warmup * length)
@@ -214,37 +206,21 @@ class Loop:
         factor = lr_factor(course.schedule, done, total=length, warmup=warmup, floor=course.floor, from_zero=by_step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        count = sum(map(len, passes))
-        sums = {"samples": float(count), "loss": 0.0}
-        own = [share(each, process, processes) for each in passes]
-        for number, (whole, batch) in enumerate(zip(passes, self.runner.feed.ahead(own, epoch=epoch), strict=True)):
-            torch.manual_seed(seed_of(self.runner.seed, step, number, process))
-            last = number + 1 == len(passes)
-            with self._together(exchange=last):
-                with self.accelerator.autocast():
-                    losses = self._wrapped(batch, step)
-                loss = self.model.objectives.total(losses, step)
-                self._require_finite(losses, epoch, step)
-                self.accelerator.backward(loss * (len(whole) / count))
-            for name, each in {**losses, "loss": loss}.items():
-                sums[name] = sums.get(name, 0.0) + float(self.runner.mean(each)) * len(whole)
+        losses = self._gradients.add(passes, epoch, step)
         if step == 0 or epoch in self._opened:
             self._require_gradients(epoch)
         norm = self.accelerator.clip_grad_norm_(self._trained, course.clip_norm)
         self._require_finite_gradients(norm, epoch, step)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        logged = {f"step/{name}": value / count for name, value in sums.items() if name != "samples"}
+        logged = {f"step/{name}": value for name, value in losses.items()}
         logged["step/grad_norm"] = float(norm) if norm is not None else math.nan
         logged |= {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         for name, objective in self.model.objectives.items():
             assert isinstance(objective, Objective)
             logged |= {f"learned/{name}/{key}": value for key, value in objective.measures().items()}
-        return logged, sums
-
-    def _together(self, *, exchange: bool) -> Any:
-        """Exchange gradients between processes in the last forward pass of a step only."""
-        return nullcontext() if exchange else self.accelerator.no_sync(self._wrapped)
+        count = float(sum(map(len, passes)))
+        return logged, {"samples": count, **{name: value * count for name, value in losses.items()}}
 
     def _require_gradients(self, epoch: int) -> None:
         """Refuse a tower of which all that is to be trained stands outside its forward pass, such as a traced copy's.
@@ -271,14 +247,6 @@ class Loop:
                 f"the gradients have the norm {float(norm)} in epoch {epoch}, step {step}: training diverged; lower "
                 f"--lr or --encoder-lr, or lengthen --warmup. The last whole checkpoint is kept"
             )
-
-    def _require_finite(self, losses: Mapping[str, Tensor], epoch: int, step: int) -> None:
-        for name, loss in losses.items():
-            if not bool(torch.isfinite(self.runner.mean(loss))):
-                raise FinetuneError(
-                    f"the loss of {name} is {loss.item()} in epoch {epoch}, step {step}: training diverged; lower "
-                    f"--lr or --encoder-lr, or lengthen --warmup. The last whole checkpoint is kept"
-                )
 
 
 def _said(when: str, loss: float, found: Mapping[str, float], *, is_best: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -94,7 +95,8 @@ class Model(nn.Module):
         full = {name: value.float() for name, value in made.items() if value is not None}
         return Outputs(**known, **full, inputs=batch.inputs)
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Return the loss of each objective that has a weight at a step."""
-        losses: dict[str, Tensor] = self.objectives(self.outputs(batch), step)
-        return losses
+    def forward(self, batch: Batch, step: int, instead: Mapping[str, Callable[[Outputs], Tensor]]) -> dict[str, Tensor]:
+        """Return the loss of each objective that has a weight at a step; of some, what is computed instead."""
+        outputs = self.outputs(batch)
+        losses: dict[str, Tensor] = self.objectives(outputs, step, without=instead)
+        return losses | {name: computed(outputs) for name, computed in instead.items()}

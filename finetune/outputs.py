@@ -29,6 +29,8 @@ class Outputs:
         Unpooled embeddings of the input, shape (b, t, c).
     targets
         As `data.task` encodes them, shape (b,) or (b, k); NaN or -1 where missing.
+    taught
+        A teacher's probabilities of the positive class (b, 1), each class (b, C) or each label (b, T).
     text_ids
         Numbers that are equal where texts are, int64, shape (b,).
     target_ids
@@ -48,6 +50,7 @@ class Outputs:
     texts: Tensor | None = None
     tokens: Tensor | None = None
     targets: Tensor | None = None
+    taught: Tensor | None = None
     text_ids: Tensor | None = None
     target_ids: Tensor | None = None
     weights: Tensor | None = None
@@ -70,6 +73,9 @@ class Objective(nn.Module, ABC):
         The fields of `Outputs` that have to be there, whatever the settings.
     weighted
         Whether it heeds `Outputs.weights`.
+    joint
+        Whether the loss is one of all samples of a batch together, such as one of pairs, and no mean over samples. It
+        then needs tensors alone, one row per sample.
     in_evaluation
         Whether it is a part of the loss of rows that are judged; False of what only regularises training.
     """
@@ -77,6 +83,7 @@ class Objective(nn.Module, ABC):
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
     weighted: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
     in_evaluation: ClassVar[bool] = True
 
     @classmethod
@@ -87,6 +94,18 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of a batch."""
+
+    def count(self, known: Outputs, rows: int) -> float:  # noqa: ARG002 - of some the mean is over other things
+        """Return how much some samples weigh in a mean over more: their number, where they all weigh the same.
+
+        Parameters
+        ----------
+        known
+            What is known of them without a network.
+        rows
+            How many they are.
+        """
+        return rows
 
     def measures(self) -> dict[str, float]:
         """Return values that are worth following beside the loss, such as a temperature."""

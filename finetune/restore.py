@@ -34,6 +34,7 @@ _AS_HANDED_BACK = {
     "template": (),
     "prompts": None,
     "sample_weight": None,
+    "teacher": None,
     "augment": (),
     "cache_depth": False,
     "allow_leakage": True,
@@ -129,6 +130,7 @@ def restore(
         feed=feed,
         accelerator=make_accelerator(built.model.device, config.amp),
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
         last_step=record.training["last_step"],
         seed=config.seed,
     )

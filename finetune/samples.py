@@ -52,12 +52,15 @@ class Samples:
         The text of each sample; None where no column of texts was named.
     prompts
         What stands for the classes of the task where pairs are judged by that; else None.
+    taught
+        What a teacher says of the training samples, see `finetune.teacher.taught_by`; None without one.
     """
 
     data: Labelled
     task: Task | None
     texts: tuple[str, ...] | None
     prompts: PromptTexts | None = None
+    taught: NDArray[np.float32] | None = None
 
     @property
     def are_studies(self) -> bool:
@@ -92,30 +95,43 @@ class Samples:
 
 
 def seen_by_head(config: FinetuneConfig, samples: Samples, choosing: NDArray[np.int64]) -> list[str]:
-    """Refuse a head to begin with that was fitted on rows that judge the run; return what a reader should know of it.
+    """Refuse a head to begin with, or to learn from, that was fitted on rows that judge the run.
+
+    Returns
+    -------
+    list of str
+        What a reader should know of it.
 
     Raises
     ------
     LeakageError
         If it was fitted on val or test rows.
     """
-    if config.warm_start is None:
-        return []
-    fitted = read_trained(config.warm_start)
+    heads = {"--warm-start": config.warm_start, "--teacher": config.teacher}
+    return [
+        remark
+        for option, run in heads.items()
+        if run is not None
+        for remark in _seen_by(option, run, samples, choosing)
+    ]
+
+
+def _seen_by(option: str, run: Path, samples: Samples, choosing: NDArray[np.int64]) -> list[str]:
+    fitted = read_trained(run)
     data = samples.data
     seen = np.array([not fitted.isdisjoint(keys) for keys in samples.contents(np.arange(len(data.y)))])
     for split in ("val", "test"):
         if seen[rows := data.rows(split)].any():
             raise LeakageError(
-                f"--warm-start {config.warm_start}: the head was fitted on {seen[rows].sum()} of the {len(rows)} "
+                f"{option} {run}: the head was fitted on {seen[rows].sum()} of the {len(rows)} "
                 f"{split} rows, which would look better than they are; fit it with `fit-head --refit train` on "
                 f"the same split"
             )
     if not seen[choosing].any():
         return []
     remark = (
-        "the rows that chose the epoch are among those that the head of --warm-start was fitted on, so an early epoch "
-        "is favoured; name val rows with --split to avoid that"
+        f"the rows that chose the epoch are among those that the head of {option} was fitted on, so an early epoch "
+        f"is favoured; name val rows with --split to avoid that"
     )
     return [remark]
 

@@ -1,17 +1,24 @@
 """Tracking: curves of a run, always as JSON lines, and for whoever asks in TensorBoard, MLflow or Weights & Biases.
 
-Trackers are told; they are never asked. A run computes the same with and without them.
+Trackers are told; they are never asked. A run computes the same with and without them, and all they write is in its
+directory. Where a run goes on, they begin anew and are told again what ``metrics.jsonl`` says of the steps before: they
+have each step once, also after a crash.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 from data.errors import ConfigError, did_you_mean
@@ -66,7 +73,10 @@ class TensorBoard:
     """Event files in ``RUN/tensorboard``."""
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
-        self._writer = _load("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(run / "tensorboard"))
+        from torch.utils.tensorboard import SummaryWriter
+
+        _forget(run / "tensorboard")
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"))
         self._writer.add_text("config", f"```\n{json.dumps(config, indent=1)}\n```")
 
     def log(self, step: int, values: Values) -> None:
@@ -80,30 +90,81 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run in the SQLite file ``RUN/mlflow.db``."""
+    """A run in the SQLite file ``RUN/mlflow.db``; characters that MLflow has no names with are written ``_``."""
+
+    _BATCH = 900  # MLflow takes at most 1000 values at once
+    _SECONDS = 1.0  # a transaction for each step would cost more than a step of a small network
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
-        self._mlflow = _load("mlflow", "mlflow")
-        self._mlflow.set_tracking_uri(f"sqlite:///{(run / 'mlflow.db').absolute()}")
-        self._mlflow.set_experiment("frostline")
-        self._mlflow.start_run(run_name=run.name)
-        self._mlflow.log_params({name: str(value)[:250] for name, value in config.items()})
+        with _environment(MLFLOW_DISABLE_TELEMETRY="true"):
+            mlflow: Any = import_module("mlflow")
+            logging.getLogger("mlflow").setLevel(logging.WARNING)  # else it tells of each table that it makes
+            # A client of its own: what the process has set elsewhere neither counts nor changes.
+            self._client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{(run / 'mlflow.db').absolute()}")
+            begun = self._client.get_experiment_by_name("frostline")
+            for each in self._client.search_runs([begun.experiment_id]) if begun else ():
+                self._client.delete_run(each.info.run_id)
+            artifacts = (run / "mlflow").absolute().as_uri()
+            experiment = begun.experiment_id if begun else self._client.create_experiment("frostline", artifacts)
+            self._id = self._client.create_run(experiment, run_name=run.name).info.run_id
+        self._metric = mlflow.entities.Metric
+        self._waiting: list[Any] = []
+        self._sent = time.monotonic()
+        params = [mlflow.entities.Param(name, str(value)[:250]) for name, value in config.items()]
+        self._client.log_batch(self._id, params=params)
 
     def log(self, step: int, values: Values) -> None:
-        """Log metrics."""
-        self._mlflow.log_metrics(dict(values), step=step)
+        """Log metrics, at most once a second."""
+        now = int(time.time() * 1000)
+        self._waiting += [
+            self._metric(re.sub(r"[^\w\-. :/]", "_", name), value, now, step) for name, value in values.items()
+        ]
+        if len(self._waiting) >= self._BATCH or time.monotonic() - self._sent > self._SECONDS:
+            self._send()
 
     def close(self) -> None:
-        """End the run."""
-        self._mlflow.end_run()
+        """Log what waits and end the run."""
+        self._send()
+        self._client.set_terminated(self._id)
+
+    def _send(self) -> None:
+        while self._waiting:
+            self._client.log_batch(self._id, metrics=self._waiting[: self._BATCH])
+            del self._waiting[: self._BATCH]
+        self._sent = time.monotonic()
 
 
 class WandB:
-    """A run of Weights & Biases, in ``RUN/wandb``; offline where ``WANDB_MODE=offline``."""
+    """A run of Weights & Biases in ``RUN/wandb``: offline, for ``wandb sync``, unless ``WANDB_MODE`` says otherwise.
+
+    Raises
+    ------
+    ConfigError
+        If it is to be online and cannot be begun there.
+    """
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
-        wandb = _load("wandb", "wandb")
-        self._run = wandb.init(project="frostline", name=run.name, dir=str(run), config=dict(config))
+        wandb: Any = import_module("wandb")
+        folder = run / "wandb"
+        before = {path.name.rpartition("-")[2] for path in folder.glob("*run-*-*")}
+        _forget(folder)
+        # Reports of its own errors go to a server, also from offline.
+        with _environment(WANDB_ERROR_REPORTING="false", WANDB_CACHE_DIR=str(folder / "cache")):
+            try:
+                self._run = wandb.init(
+                    project="frostline",
+                    name=run.name,
+                    id=min(before, default=None),
+                    dir=str(run),
+                    config=dict(config),
+                    mode=os.environ.get("WANDB_MODE", "offline"),
+                    settings=wandb.Settings(console="off", silent=True),
+                )
+            except wandb.Error as error:
+                raise ConfigError(
+                    f"--track wandb: {' '.join(str(error).split())}; log in with `wandb login`, or track offline "
+                    f"without WANDB_MODE"
+                ) from error
 
     def log(self, step: int, values: Values) -> None:
         """Log values."""
@@ -114,6 +175,23 @@ class WandB:
         self._run.finish()
 
 
+def _forget(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _environment(**defaults: str) -> Iterator[None]:
+    """Set environment variables that are not set, for a while."""
+    missing = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
+
+
 _TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
     "tensorboard": TensorBoard,
     "mlflow": MLflow,
@@ -122,30 +200,33 @@ _TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ConfigError if a name of `--track` is unknown."""
-    for name in names:
-        if name not in _TRACKERS:
-            raise ConfigError(f"--track {name}: {did_you_mean(name, _TRACKERS)}")
-
-
-def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any], *, until: int) -> list[Tracker]:
-    """Return the trackers of a run, the JSON lines first.
+    """Refuse names of `--track` that cannot be used.
 
     Raises
     ------
     ConfigError
         If a name is unknown, or its package is not installed.
     """
+    for name in names:
+        if name not in _TRACKERS:
+            raise ConfigError(f"--track {name}: {did_you_mean(name, _TRACKERS)}")
+        if find_spec(name) is None:
+            raise ConfigError(f"--track {name}: needs a package that is not installed: pip install {name}")
+
+
+def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any], *, until: int) -> list[Tracker]:
+    """Return the trackers of a run, the JSON lines first; all know the steps up to the one it goes on from.
+
+    Raises
+    ------
+    ConfigError
+        If one cannot be used.
+    """
     check_trackers(names)
     chosen: list[Tracker] = [_TRACKERS[name](run, config) for name in names]
+    for values in read_lines(run, until=until):
+        tell(chosen, int(values["step"]), {name: value for name, value in values.items() if name != "step"})
     return [JsonLines(run, until=until), *chosen]
-
-
-def _load(module: str, distribution: str) -> ModuleType:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"--track: needs a package that is not installed: pip install {distribution}") from error
 
 
 def tell(trackers: Sequence[Tracker], step: int, values: Values) -> None:
@@ -156,9 +237,12 @@ def tell(trackers: Sequence[Tracker], step: int, values: Values) -> None:
 
 
 def read_lines(run: Path, *, until: int) -> list[dict[str, float]]:
-    """Return what ``metrics.jsonl`` says of the steps up to one; a line that a crash cut short is of none."""
+    """Return what ``metrics.jsonl`` says of the steps up to one; a line that a crash cut short is of none.
+
+    A run that goes on from step 0 is judged again before it, and so has no lines.
+    """
     path = run / FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() and until else []
     found = []
     for line in lines:
         with suppress(ValueError):

@@ -147,11 +147,19 @@ class Contest:
             ),
             accelerator=accelerator,
             batch_size=self.batch_size,
+            accumulate=1,
             last_step=0,
             seed=0,
         )
         course = Course(
-            epochs=1, accumulate=1, schedule="constant", warmup=0.0, floor=0.0, clip_norm=1.0, patience=None
+            epochs=1,
+            schedule="constant",
+            by="step",
+            warmup=0.0,
+            floor=0.0,
+            clip_norm=1.0,
+            judge_every=None,
+            patience=None,
         )
         loop = Loop(runner, policies=built.policies, groups=groups, course=course)
         unsaved = Unsaved(self.folder, loop.changing)

@@ -120,6 +120,11 @@ class Captioning(Objective):
         )
         return joint_mean(total, real.sum())
 
+    def count(self, known: Outputs, rows: int) -> float:  # noqa: ARG002 - the mean is over tokens
+        """Return the number of tokens behind the beginnings."""
+        assert known.caption_mask is not None
+        return float(known.caption_mask[:, 1:].sum())
+
     def write(self, tokens: Tensor) -> list[str]:
         """Return a caption for each input, of the encoder's tokens, shape (b, t, c); in eval mode."""
         search = greedy

@@ -61,9 +61,7 @@ class Contrastive(Objective):
 
     Notes
     -----
-    The negatives are those of the joint batch of all processes, but not those of other micro-batches when
-    gradients are accumulated: k batches of b are k small problems, not one of k b. `finetune.gradcache` computes
-    the large one.
+    The negatives are those of the joint batch of all processes and of all forward passes of a step.
 
     References
     ----------
@@ -75,6 +73,7 @@ class Contrastive(Objective):
     name: ClassVar[str] = "contrastive"
     needs: ClassVar[frozenset[str]] = PAIRED
     weighted: ClassVar[bool] = True
+    joint: ClassVar[bool] = True
 
     @classmethod
     def needed(cls, settings: Mapping[str, Any]) -> frozenset[str]:

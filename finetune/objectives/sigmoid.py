@@ -71,6 +71,7 @@ class Sigmoid(Objective):
     name: ClassVar[str] = "sigmoid"
     needs: ClassVar[frozenset[str]] = PAIRED
     weighted: ClassVar[bool] = True
+    joint: ClassVar[bool] = True
 
     @classmethod
     def needed(cls, settings: Mapping[str, Any]) -> frozenset[str]:

@@ -13,7 +13,6 @@ from torch.nn.functional import cosine_similarity
 from data.errors import ConfigError
 from finetune.aggregator import MeanOfViews, TransformerOfViews
 from finetune.consistency import Consistency
-from finetune.gradcache import cached_backward
 from finetune.model import Batch, Model
 from finetune.objectives.weighted import Weighted
 from finetune.outputs import Objective, Outputs
@@ -68,7 +67,7 @@ def test_it_is_one_minus_the_cosine_of_the_study_and_one_view_through_the_same_a
 
 def test_its_weight_is_in_the_sum_and_it_is_logged_by_its_name() -> None:
     made = model(MeanOfViews())
-    losses = made(batch(), 0)
+    losses = made(batch(), 0, {})
     assert set(losses) == {"length", "consistency"}
     torch.testing.assert_close(made.objectives.total(losses, 0), losses["length"] + 0.2 * losses["consistency"])
 
@@ -106,36 +105,10 @@ def test_the_aggregator_learns_from_it() -> None:
 
 def test_evaluation_leaves_it_out() -> None:
     made = model(transformer()).eval()
-    assert set(made(batch(alone=None), 0)) == {"length"}
+    assert set(made(batch(alone=None), 0, {})) == {"length"}
     aggregate = made.aggregator
     assert aggregate is not None
     assert torch.equal(made.outputs(batch()).vectors, aggregate(VIEWS, torch.tensor(COUNTS)))
-
-
-def test_parts_of_a_cached_batch_give_the_gradients_of_the_whole() -> None:
-    torch.manual_seed(2)
-    layer = nn.Linear(DIM, DIM)
-    made = model(MeanOfViews())
-
-    def embed(rows: slice) -> Outputs:
-        counts, firsts = torch.tensor(COUNTS)[rows], torch.tensor([0, 3, 4, 6])
-        own = slice(int(firsts[rows.start]), int(firsts[rows.stop]))
-        alone = ALONE[rows] - own.start
-        outputs = made.outputs(
-            Batch(rows=np.arange(3)[rows], inputs=layer(VIEWS[own]), views=counts, alone=alone, known=Outputs())
-        )
-        return Outputs(vectors=outputs.vectors, single=outputs.single)
-
-    found = []
-    for backward in (
-        lambda: Consistency()(embed(slice(0, 3))).backward(),
-        lambda: cached_backward(embed, [slice(0, 2), slice(2, 3)], Consistency()),
-    ):
-        layer.zero_grad()
-        backward()
-        found.append(layer.weight.grad.clone())
-    assert found[0].abs().max() > 1e-3
-    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-5)
 
 
 def test_it_is_no_objective_to_train_by_alone() -> None:

@@ -38,6 +38,7 @@ def objectives() -> dict[str, Objective]:
         "triplet-roll": Triplet(),
         "triplet-random": Triplet(negative="random", seed=3),
         "classification": Classification(task=TASK, dim=4, targets=LABELS.numpy(), class_weight="balanced"),
+        "teacher": Classification(task=TASK, dim=4, targets=LABELS.numpy(), teacher_weight=0.7),
     }
 
 
@@ -56,6 +57,7 @@ class Towers(nn.Module):
             targets=labels,
             target_ids=torch.where(labels < 0, -1 - ids, labels),
             weights=weights,
+            taught=images[:, :3].softmax(dim=1),
         )
         return self.objective(outputs)
 

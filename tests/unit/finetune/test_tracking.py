@@ -1,12 +1,13 @@
-"""Curves: lines that go on where a run was stopped, and what the optional trackers are told."""
+"""Curves: lines that go on where a run was stopped, and what the optional trackers' own readers find."""
 
 from __future__ import annotations
 
+import json
 import math
+import struct
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -32,6 +33,16 @@ def test_lines_behind_the_step_that_a_run_goes_on_from_are_forgotten(tmp_path: P
     ]
 
 
+def test_a_run_that_goes_on_from_its_beginning_has_no_lines(tmp_path: Path) -> None:
+    (lines,) = open_trackers([], tmp_path, {}, until=0)
+    lines.log(0, {"before/loss": 3.0})
+    lines.close()
+    (again,) = open_trackers([], tmp_path, {}, until=0)
+    again.log(0, {"before/loss": 3.0})
+    again.close()
+    assert len(read_lines(tmp_path, until=1)) == 1
+
+
 def test_the_history_has_whole_epochs_and_what_was_before(tmp_path: Path) -> None:
     history = History(tmp_path, until=0)
     tell([history], 0, {"before/loss": 3.0})
@@ -42,40 +53,111 @@ def test_the_history_has_whole_epochs_and_what_was_before(tmp_path: Path) -> Non
     assert history.columns == {"train/loss": [2.0, 1.0], "val/loss": [None, 1.5]}
 
 
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """Stand-ins for mlflow and wandb that write down what they are told."""
-    calls: list[tuple[str, Any]] = []
-
-    def note(name: str) -> Any:
-        return lambda *given, **named: calls.append((name, given or named))
-
-    names = ("set_tracking_uri", "set_experiment", "start_run", "log_params", "end_run")
-    mlflow = SimpleNamespace(**{name: note(name) for name in names})
-    mlflow.log_metrics = lambda values, step: calls.append(("log_metrics", (values, step)))
-    run = SimpleNamespace(log=lambda values, step: calls.append(("log", (values, step))), finish=note("finish"))
-    wandb = SimpleNamespace(init=lambda **named: (calls.append(("init", named)), run)[1])
-    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    return calls
+Curves = dict[str, list[tuple[int, float]]]
 
 
-def test_mlflow_and_wandb_are_told_the_same_values(told: list[tuple[str, Any]], tmp_path: Path) -> None:
-    trackers = open_trackers(["mlflow", "wandb"], tmp_path, {"lr": 0.1}, until=0)
-    tell(trackers, 7, {"step/loss": 0.5, "step/grad_norm": math.inf})
-    for tracker in trackers:
-        tracker.close()
-    calls = dict(told)
-    assert calls["log_metrics"] == calls["log"] == ({"step/loss": 0.5}, 7)
-    assert calls["set_tracking_uri"][0] == f"sqlite:///{tmp_path.absolute()}/mlflow.db"
-    assert calls["log_params"] == ({"lr": "0.1"},)
-    assert calls["init"]["config"] == {"lr": 0.1}
-    assert {"end_run", "finish"} <= set(calls)
+def read_tensorboard(run: Path) -> Curves:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (file,) = (run / "tensorboard").iterdir()
+    found = EventAccumulator(str(file)).Reload()
+    return {name: [(each.step, each.value) for each in found.Scalars(name)] for name in found.Tags()["scalars"]}
 
 
-def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def read_mlflow(run: Path) -> Curves:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{run / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("frostline")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"lr": "0.1", "out": "run"}
+    return {
+        name: [(each.step, each.value) for each in client.get_metric_history(found.info.run_id, name)]
+        for name in found.data.metrics
+    }
+
+
+def read_wandb(run: Path) -> Curves:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    curves: Curves = {}
+    for data in log_records(file.read_bytes()):
+        record = Record.FromString(data)
+        values = {(*item.nested_key, item.key)[0]: json.loads(item.value_json) for item in record.history.item}
+        for name in values.keys() - {"_step", "_runtime", "_timestamp"}:
+            curves.setdefault(name, []).append((values["_step"], values[name]))
+    return curves
+
+
+def log_records(data: bytes) -> Iterator[bytes]:
+    """Yield the records of a log in LevelDB's format: 7 bytes, then blocks of parts (crc, length, kind, content)."""
+    at, record = 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # a block's end has no room for a part
+            at += 32768 - at % 32768
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+READERS: dict[str, Callable[[Path], Curves]] = {
+    "tensorboard": read_tensorboard,
+    "mlflow": read_mlflow,
+    "wandb": read_wandb,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy", "ignore:::wandb", "ignore:::pydantic")
+def test_a_tracker_has_each_step_once_where_a_run_went_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own reader finds what it was told, and nothing of steps that were made again; all of it is in the run."""
+    pytest.importorskip(name)
+    home, run, here = tmp_path / "home", tmp_path / "run", tmp_path / "here"
+    for folder in (home, run, here):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.chdir(here)
+    config = {"lr": 0.1, "out": "run"}
+    trackers = open_trackers([name], run, config, until=0)
+    tell(trackers, 0, {"before/loss": 3.0})
+    for step in (1, 2, 3):
+        tell(trackers, step, {"epoch": 0, "step/loss": 1 / step, "step/grad_norm": math.inf})
+    for each in trackers:  # as after an interrupt; the third step was made behind the last checkpoint
+        each.close()
+    trackers = open_trackers([name], run, config, until=2)
+    tell(trackers, 3, {"epoch": 0, "step/loss": 9.0})
+    tell(trackers, 3, {"epoch": 0, "val/input_to_text/recall@5": 0.25})
+    for each in trackers:
+        each.close()
+    found = READERS[name](run)
+    recall = "val/input_to_text/recall_5" if name == "mlflow" else "val/input_to_text/recall@5"
+    assert found.keys() == {"before/loss", "epoch", "step/loss", recall}
+    assert found["before/loss"] == [(0, 3.0)]
+    assert found["step/loss"] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+    assert found[recall] == [(3, 0.25)]
+    assert [file for folder in (home, here) for file in folder.rglob("*") if file.is_file()] == []
+
+
+def test_wandb_says_in_one_line_that_it_may_not_go_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"--track wandb: .*wandb login"):
+        open_trackers(["wandb"], tmp_path, {}, until=0)
+
+
+def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ConfigError, match="pip install mlflow"):
-        open_trackers(["mlflow"], tmp_path, {}, until=0)
+        check_trackers(["mlflow"])
     with pytest.raises(ConfigError, match="did you mean 'wandb'"):
         check_trackers(["wandbb"])
