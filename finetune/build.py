@@ -223,7 +223,8 @@ def _with_kept_part(config: FinetuneConfig, name: str, tower: Tower, store: Feat
     """
     if name == "tower" and config.augment:
         raise EncoderError(f"{tower.name}: augmented samples are new in every epoch")
-    takers = [each for each in config.objective if "inputs" in objective_class(each).needs]
+    settings = split_settings(config.set, config.objective)
+    takers = [each for each in config.objective if "inputs" in objective_class(each).needed(settings[each])]
     if name == "tower" and takers:
         raise EncoderError(f"{tower.name}: {takers[0]} works on the input itself")
     policy = _policy(config, name)

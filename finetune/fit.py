@@ -94,9 +94,9 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         decoder = Decoder(towers.tower, config.workers, progress, fills=fills)
         samples, remarks = load_samples(config, manifest, store, decoder, progress)
         samples = replace(samples, prompts=prompts_of(config, samples.task))
+        texts = text_items(towers.text_tower, samples, config.workers, progress, fills=fills)
         if config.teacher is not None:
             samples = replace(samples, taught=taught_by(config.teacher, samples, store, progress))
-        texts = text_items(towers.text_tower, samples, config.workers, progress, fills=fills)
     built = build(config, samples, towers, device=device)
     remarks += built.remarks
     groups = groups_of(config, built)

@@ -2,7 +2,7 @@
 
 ::
 
-    samples -> network -> vector, tokens | stored, float32 | projection -> objectives
+    samples -> network -> vector, tokens | stored, float32 | pooling, projection -> objectives
                frozen: computed once                         trained: computed in every step
 """
 
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from featurestore.catalog import canonical
 from featurestore.encoder import Embeddings
-from featurestore.pooling_text import TOKENS
 from featurestore.store import FeatureStore
 from featurestore.text_encoder import TextEncoder
 from finetune.stored import StoredTower
@@ -31,7 +30,7 @@ class FrozenTower(StoredTower):
     Parameters
     ----------
     tower
-        Whose projection may train.
+        Whose pooling and projection may train.
     store
         Where features are kept.
     """
@@ -39,24 +38,22 @@ class FrozenTower(StoredTower):
     def __init__(self, tower: Tower, store: FeatureStore) -> None:
         super().__init__(tower, store)
         self._keep(tower.encoder, name=canonical(tower.name))
-        tokens = [level.pooling == TOKENS for level in tower.encoder.levels]
-        self.kept = " and ".join(dict.fromkeys("tokens" if each else "vectors" for each in tokens))
+        self.kept = " and ".join(each.parts if each.ragged else "vectors" for each in tower.encoder.levels)
 
     def collate(self, items: Sequence[tuple[Tensor, ...]]) -> tuple[Embeddings, ...]:
-        """Return a batch of what `read` gave: levels of vectors (b, d) or tokens (b, t, c), of texts b times (t, c)."""
-        return tuple(map(self._joined, zip(*items, strict=True)))
+        """Return a batch of what `read` gave, as the encoder gives it: a list of the tokens of texts, else a tensor."""
+        of_texts = isinstance(self.encoder, TextEncoder)
+        return tuple(
+            list(level) if spec.ragged and of_texts else torch.stack(level)
+            for spec, level in zip(self.encoder.levels, zip(*items, strict=True), strict=True)
+        )
 
-    def features(self, batch: tuple[Embeddings, ...]) -> tuple[Tensor, Tensor | None]:
-        """Return vectors, (b, d), and, where the encoder gives them, tokens, (b, t, c)."""
+    def embed(self, batch: tuple[Embeddings, ...]) -> tuple[Embeddings, ...]:
+        """Return a batch on the device."""
         device = next(self.network.parameters()).device
-        return self.pooled([_moved(level, device) for level in batch])
-
-    def _joined(self, level: Sequence[Tensor]) -> Embeddings:
-        ragged = level[0].ndim > 1 and isinstance(self.encoder, TextEncoder)
-        return list(level) if ragged else torch.stack(list(level))
-
-
-def _moved(level: Embeddings, device: torch.device) -> Embeddings:
-    if isinstance(level, Tensor):
-        return level.to(device, non_blocking=True)
-    return [each.to(device, non_blocking=True) for each in level]
+        return tuple(
+            level.to(device, non_blocking=True)
+            if isinstance(level, Tensor)
+            else [each.to(device, non_blocking=True) for each in level]
+            for level in batch
+        )

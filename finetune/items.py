@@ -123,7 +123,7 @@ def text_items(
     *,
     fills: bool = True,
 ) -> Items | None:
-    """Return the text of each sample as a tower reads it; None where there is no tower, or there are no texts.
+    """Return the text of each sample as a tower reads it, then the prompts; None where there is no tower or no text.
 
     Parameters
     ----------
@@ -140,11 +140,13 @@ def text_items(
     if tower is None or samples.texts is None:
         return None
     rows = samples.data.manifest
-    sources = tuple(Source(modality="text", text=text) for text in samples.texts)
-    texts = Manifest(path=rows.path, columns={}, ids=rows.ids, sources=sources, input="text", modality="text")
+    prompts = samples.prompts.texts if samples.prompts is not None else ()
+    sources = tuple(Source(modality="text", text=text) for text in (*samples.texts, *prompts))
+    ids = (*rows.ids, *prompts)
+    texts = Manifest(path=rows.path, columns={}, ids=ids, sources=sources, input="text", modality="text")
     decoder = Decoder(tower, workers, progress, fills=fills)
     for position, error in decoder(texts).items():
-        raise FinetuneError(f"{rows.where(position)}: its text cannot be encoded, {error}; leave it out")
+        raise FinetuneError(f"{rows.path}: the text of {ids[position]!r} cannot be encoded, {error}; leave it out")
     return decoder.items
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -175,5 +176,9 @@ def make_accelerator(device: torch.device, amp: str) -> Accelerator:
     return Accelerator(
         mixed_precision=amp,
         cpu=device.type == "cpu",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # The others wait while the first one fills the store; torchrun ends them if it dies.
+            InitProcessGroupKwargs(timeout=timedelta(days=7)),
+        ],
     )

@@ -37,7 +37,7 @@ class StoredTower(Tower):
     Parameters
     ----------
     tower
-        Whose encoder and projection are used. Its network is as the encoder was loaded.
+        Whose encoder, pooling and projection are used. Its network is as the encoder was loaded.
     store
         Where it is kept, by the content of the sample.
     """

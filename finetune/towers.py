@@ -84,25 +84,20 @@ class Tower(nn.Module):
         """Return a batch of what `read` gave."""
         return self.encoder.collate(items)
 
-    def features(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """Return the encoder's own vectors, (b, d), and, where it gives them, tokens, (b, t, c)."""
-        return self.pooled(self.encoder.differentiable(batch))
+    def embed(self, batch: Any) -> tuple[Embeddings, ...]:
+        """Return what the encoder makes of a batch, level by level."""
+        return self.encoder.differentiable(batch)
 
-    def pooled(self, levels: Sequence[Embeddings]) -> tuple[Tensor, Tensor | None]:
-        """Return vectors and tokens of the encoder's levels."""
-        vectors, *tokens = levels
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Return vectors of shape (b, d) and, where the encoder gives them, tokens of shape (b, t, c)."""
+        vectors, *tokens = self.embed(batch)
         if self.pooling is not None:
             tokens = [vectors] if self.keeps_tokens else []
             vectors = self.pooling(vectors)
         assert isinstance(vectors, Tensor)
-        return vectors, tokens[0] if tokens and isinstance(tokens[0], Tensor) else None
-
-    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """Return vectors of shape (b, d) and, where the encoder gives them, tokens of shape (b, t, c)."""
-        vectors, tokens = self.features(batch)
         if self.projection is not None:
             vectors = self.projection(vectors)
-        return vectors, tokens
+        return vectors, tokens[0] if tokens and isinstance(tokens[0], Tensor) else None
 
 
 def load_tower(

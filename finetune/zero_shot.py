@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,7 @@ def zero_shot_scores(
     numpy.ndarray
         As `heads.evaluation.scoring` defines scores.
     """
-    vector_of = _encoded(
-        runner, [text for side in (prompts.positive, prompts.negative) for own in side for text in own]
-    )
+    vector_of = _encoded(runner, prompts.texts)
     positive, negative = (
         np.stack([average_prompts(np.stack([vector_of[text] for text in own]), "renormalized") for own in side])
         for side in (prompts.positive, prompts.negative)
@@ -69,15 +68,14 @@ def zero_shot_scores(
     return scores_of(head, X, task)
 
 
-def _encoded(runner: Runner, texts: list[str]) -> dict[str, NDArray[np.float32]]:
+def _encoded(runner: Runner, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """Return the vector of each text; every process encodes all of them."""
     tower = runner.model.text_tower
     assert tower is not None  # there are pairs
-    distinct = list(dict.fromkeys(texts))
     found: dict[str, NDArray[np.float32]] = {}
     runner.model.eval()
-    for start in range(0, len(distinct), runner.batch_size):
-        some = distinct[start : start + runner.batch_size]
+    for start in range(0, len(texts), runner.batch_size):
+        some = texts[start : start + runner.batch_size]
         batch = tower.collate([tower.read(Source(modality="text", text=text)) for text in some])
         with torch.inference_mode(), runner.accelerator.autocast():
             vectors = tower(batch)[0].float().cpu().numpy()

@@ -230,6 +230,29 @@ def test_captions_are_written_from_stored_tokens(
     assert [found.json["encoded"], found.json["also"][0]["encoded"]] == [0, 0]
 
 
+@pytest.mark.parametrize(("policy", "kept"), [("none", "tokens"), ("last:1", "activations behind block 1 of 2")])
+def test_a_pooling_is_learned_on_what_is_stored(finetune: Finetune, policy: str, kept: str) -> None:
+    options = ["--objective", "classification", "--target", "label", "--pooling", "learned:attention"]
+    options += ["--unfreeze", policy]
+    _, whole = finetune(*options, out="whole")
+    result, cached = finetune(*options, "--cache-depth", out="cached")
+    assert result.code == 0, result.err
+    assert_same_results(cached, whole)
+    assert cached["inputs"][0]["kept"] == kept
+    assert cached["parameters"]["pooling"]["trained"] > 0
+
+
+@pytest.mark.parametrize("policy", ["none", "last:1"])
+def test_prompts_are_kept_like_texts(finetune: Finetune, clip: str, policy: str) -> None:
+    options = pair(clip, "--target", "label", "--text-unfreeze", policy)
+    _, whole = finetune(*options, out="whole")
+    result, cached = finetune(*options, "--cache-depth", out="cached")
+    assert result.code == 0, result.err
+    assert_same_results(cached, whole)
+    ours, theirs = (run["metrics"]["test"]["zero_shot"]["roc_auc"]["value"] for run in (whole, cached))
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
 def test_studies_share_the_features_of_their_views(finetune: Finetune, tmp_path: Path, rows: Path) -> None:
     with rows.open() as file:
         table = list(csv.DictReader(file))
@@ -277,7 +300,7 @@ def test_a_text_that_gives_no_numbers_is_named(finetune: Finetune, clip: str, mo
     monkeypatch.setattr(TextEncoder, "encode_levels", damaged)
     result, _ = finetune(*pair(clip, "--cache-depth"), out="run")
     assert result.code == 2
-    assert "its text cannot be encoded" in result.error
+    assert "the text of 's" in result.error
     assert "not finite" in result.error
 
 
