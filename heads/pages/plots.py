@@ -272,7 +272,7 @@ def learning_curves(path: Path, history: Mapping[str, Sequence[float | None]]) -
             ax.axvline(best + 1, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=f"lowest: epoch {best + 1}")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.set(xlabel="Epoch", ylabel="Loss", title="Learning curves of the final fit")
-        ax.legend(loc="upper right")
+        ax.legend(loc="best")
 
 
 def regression(path: Path, y: Floats, predicted: Floats, targets: Sequence[str]) -> None:
