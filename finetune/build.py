@@ -89,10 +89,16 @@ def check_options(config: FinetuneConfig) -> None:
             raise ConfigError(
                 f"--{option.replace('_', '-')}: is of pairs, and no --text-encoder was named; leave it out"
             )
+    if config.text_pooling != "auto" and config.text_encoder is None:
+        raise ConfigError("--text-pooling: is of pairs, and no --text-encoder was named; leave it out")
     needs = {name: objective_class(name).needs for name in config.objective}
     split_settings(config.set, config.objective)
     for tower in (config.unfreeze, config.text_unfreeze or config.unfreeze):
-        Policy.parse(tower)
+        policy = Policy.parse(tower)
+        if policy.frozen_epochs >= config.epochs:
+            raise ConfigError(
+                f"--unfreeze {tower}: nothing would ever be unfrozen in --epochs {config.epochs}; give it more epochs"
+            )
     needed = frozenset().union(*needs.values())
     wanting = {
         "--target": ("targets" in needed, bool(config.target)),

@@ -14,9 +14,11 @@ Random numbers need no keeping: those of a step follow from seed, epoch, step an
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -114,7 +116,12 @@ class Checkpoints:
     def load(self, state: Progressed, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Bring network and optimizer back to where a checkpoint was."""
         self._assign(model, self._step(state.step, "safetensors"))
-        optimizer.load_state_dict(torch.load(self._step(state.step, "pt"), weights_only=True))
+        path = self._step(state.step, "pt")
+        try:
+            with warnings.catch_warnings(action="ignore"):  # torch warns of a foreign pickle that it then refuses
+                optimizer.load_state_dict(torch.load(path, weights_only=True))
+        except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
+            raise FinetuneError(f"{path}: damaged or missing; begin anew with --overwrite") from error
 
     def load_best(self, state: Progressed, model: nn.Module) -> None:
         """Give a network the weights of the best epoch."""
@@ -137,7 +144,10 @@ class Checkpoints:
             raise FinetuneError(f"{path}: damaged or missing; begin anew with --overwrite") from error
         if set(weights) != set(self._changing):
             raise FinetuneError(f"{path}: holds other weights than are trained; begin anew with --overwrite")
-        model.load_state_dict(weights, strict=False)
+        try:
+            model.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            raise FinetuneError(f"{path}: holds weights of other shapes; begin anew with --overwrite") from error
 
     def _step(self, step: int, suffix: str) -> Path:
         return self._folder / f"step-{step}.{suffix}"

@@ -13,6 +13,7 @@ from featurestore.store import FeatureStore
 from finetune.build import Built, Towers, build, needed_by, text_sources
 from finetune.captions import CaptionTokenizer
 from finetune.config import FinetuneConfig
+from finetune.errors import FinetuneError
 from finetune.feed import Feed
 from finetune.hand import CAPTIONS, ENCODER, load_objectives
 from finetune.items import Decoder
@@ -102,6 +103,9 @@ def restore(
     samples, remarks = load_samples(
         config, read_rows(config), store, decoder, progress, task=task, need_train=False, labelled=labelled
     )
+    if not len(samples.data.y):
+        dropped = "; ".join(f"{reason}: {len(ids):,}" for reason, ids in samples.data.dropped.items())
+        raise FinetuneError(f"{config.manifest}: no sample is left that can be judged or predicted ({dropped})")
     captions = CaptionTokenizer.load(run / CAPTIONS) if "captions" in needed_by(config) else None
     built: Built = build(config, samples, towers, device=device, captions=captions)
     load_objectives(run, built)

@@ -232,7 +232,7 @@ def _left_out(inputs: Inputs, reasons: Mapping[int, str]) -> Inputs:
         dropped[reason] = (*dropped.get(reason, ()), inputs.manifest.ids[i])
     if not len(kept):
         why = "; ".join(f"{reason} ({len(ids)})" for reason, ids in dropped.items())
-        raise FinetuneError(f"{inputs.manifest.path}: no sample is left that can be trained on: {why}")
+        raise FinetuneError(f"{inputs.manifest.path}: no sample is left that can be used: {why}")
     assert isinstance(inputs.X, np.ndarray)
     manifest = inputs.manifest.select(kept.tolist())
     return replace(inputs, manifest=manifest, X=inputs.X[kept], keys=inputs.keys[kept], dropped=dropped)

@@ -114,4 +114,8 @@ def load_tower(
     encoder = load_encoder(encoder_id, options)
     if not isinstance(encoder, ImageEncoder | TextEncoder | VideoEncoder):
         raise EncoderError(f"{encoder_id}: cannot be fine-tuned; expected one network of images, texts or clips")
+    if encoder.spec.ragged:
+        raise EncoderError(
+            f"{encoder_id}: --pooling {pooling} gives several vectors of a sample; choose one that is one"
+        )
     return Tower(encoder_id, encoder)

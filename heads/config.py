@@ -45,7 +45,7 @@ class TaskConfig(ManifestConfig):
     positive: str | None = Field(
         default=None, description="the positive class of a binary task; default: the last in order"
     )
-    delimiter: str = Field(default="|", description="separates the labels of one cell")
+    delimiter: str = Field(default="|", min_length=1, description="separates the labels of one cell")
     min_positives: int = Field(
         default=1, ge=1, description="labels with fewer positives are left out of macro averages"
     )
