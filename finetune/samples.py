@@ -22,10 +22,12 @@ from data.progress import Progress
 from data.sources import read_manifest
 from data.split import holdout
 from data.task import Task, read_task
+from featurestore.catalog import canonical
 from featurestore.store import FeatureStore
 from finetune.config import FinetuneConfig
 from finetune.errors import FinetuneError
 from heads.bags import Bags
+from heads.fine_tuned import refuse_seen
 from heads.inputs import Inputs
 from heads.labelled import Labelled, label, with_lost_bags
 from heads.loading import gate
@@ -192,6 +194,10 @@ def load_samples(
         several = task.kind == "multilabel" or len(task.outputs) > 1
         data = replace(data, task=task, y=np.zeros((len(data.y), len(task.outputs)) if several else len(data.y)))
     remarks = [*data.manifest.remarks, *gate(data, allow=config.allow_leakage)]
+    if need_train:  # a run that is judged again has the rows that it was trained on itself
+        encoders = [canonical(each) for each in (config.encoder, config.text_encoder) if each is not None]
+        judged = {split: data.rows(split) for split in ("val", "test")}
+        remarks += refuse_seen(data, encoders, judged, allow=config.allow_leakage)
     return Samples(data=data, task=task, texts=_texts(config.text, manifest, data)), remarks
 
 

@@ -250,3 +250,89 @@ def test_a_stopped_run_goes_on_where_nothing_is_damaged(frostline, finished: Pat
     result = frostline("finetune", "--config", finished / "config.yaml", "--out", damaged)
     assert result.code == 0, result.err
     assert (damaged / "predictions.csv").read_text() == (finished / "predictions.csv").read_text()
+
+
+@pytest.fixture(scope="session")
+def store(finished: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The features of all pictures from the run's encoder."""
+    from featurestore.config import ExtractConfig
+    from featurestore.extract import extract
+
+    path = tmp_path_factory.mktemp("features") / "store"
+    extract(ExtractConfig(manifest=table, input="path", encoder=str(finished / "encoder"), store=path))
+    return path
+
+
+@pytest.fixture
+def fit(frostline, finished: Path, table: Path, store: Path, tmp_path: Path) -> Run:
+    """Return a function that fits a head on the features of the fine-tuned encoder: (result, run)."""
+
+    def run(*arguments: object, manifest: Path = table, command: str = "fit-head", head: str = "linear") -> Any:
+        features = ["--input", "path", "--store", store, "--encoder", finished / "encoder"]
+        options = ["--target", "label", "--head", head, "--bootstrap", 0, "--out", tmp_path / "head"]
+        return frostline(command, manifest, *features, *options, *arguments), tmp_path / "head"
+
+    return run
+
+
+def turned(row: list[str]) -> None:
+    row[4] = {"train": "test", "test": "train"}.get(row[4], row[4])
+
+
+def test_a_head_is_not_judged_by_rows_that_its_encoder_was_fine_tuned_on(fit: Run, finished: Path, table: Path) -> None:
+    result, run = fit("--split", "split", manifest=changed(table, turned, "turned.csv"))
+    assert_refused(result, str(finished / "encoder"), "12 of the 12 test rows", "--allow-leakage")
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("command", ["fit-head", "compare"])
+def test_cross_validation_alone_does_not_judge_what_was_fine_tuned_on_the_same_rows(fit: Run, command: str) -> None:
+    result, run = fit(command=command)
+    assert_refused(result, "12 of the 24 cross-validated rows")
+    assert not (run / "record.json").exists()
+
+
+def test_cross_validation_of_a_fine_tuned_encoder_is_remarked_on_where_test_rows_judge(fit: Run) -> None:
+    result, run = fit("--split", "split")
+    assert result.code == 0, result.err
+    (warning,) = [each for each in json.loads((run / "record.json").read_text())["warnings"] if "fine-tuned" in each]
+    assert "12 of the 12 training rows" in warning
+    assert "test rows" in warning
+
+
+def test_what_an_encoder_has_seen_may_be_allowed_and_is_told(fit: Run, table: Path) -> None:
+    result, run = fit("--split", "split", "--allow-leakage", manifest=changed(table, turned, "turned.csv"))
+    assert result.code == 0, result.err
+    assert "leakage allowed" in result.err
+    assert "12 of the 12 test rows" in (run / "report.html").read_text()
+
+
+def test_training_does_not_go_on_where_it_would_be_judged_by_what_it_has_seen(
+    tune: Run, finished: Path, table: Path
+) -> None:
+    result, run = tune("--encoder", finished / "encoder", manifest=changed(table, turned, "turned.csv"))
+    assert_refused(result, "12 of the 12 test rows")
+    assert not run.exists()
+
+
+def test_encoders_that_began_with_a_fine_tuned_one_have_seen_its_rows(
+    frostline, tune: Run, finished: Path, table: Path, tmp_path: Path
+) -> None:
+    """The second run trains on other rows, and its test rows are those of the first one's training."""
+    manifest = changed(table, turned, "turned.csv")
+    first, run = tune("--encoder", finished / "encoder", "--allow-leakage", "--unfreeze", "last:1", manifest=manifest)
+    assert first.code == 0, first.err
+    again = tune("--encoder", run / "encoder", manifest=manifest, out="again")[0]
+    assert_refused(again, str(finished / "encoder"), "12 of the 12 test rows")
+
+
+def test_where_nobody_can_tell_what_was_trained_on_that_is_said(
+    frostline, damaged: Path, table: Path, tmp_path: Path
+) -> None:
+    (damaged / "trained.csv").unlink()
+    features = ["--input", "path", "--store", tmp_path / "store", "--encoder", damaged / "encoder"]
+    assert frostline("extract", table, *features).code == 0
+    options = ["--target", "label", "--head", "linear", "--split", "split", "--bootstrap", 0]
+    result = frostline("fit-head", table, *features, *options, "--out", tmp_path / "head")
+    assert result.code == 0, result.err
+    assert "nobody can tell which rows" in result.err
