@@ -116,7 +116,11 @@ def read_record(run: Path) -> dict[str, Any]:
     try:
         values = json.loads((run / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        found = "is not a finished run (no record.json)" if run.is_dir() else "does not exist"
+        found = (
+            "is not a finished run (no record.json); give the command that began it again"
+            if run.is_dir()
+            else "does not exist"
+        )
         raise RunError(f"{run}: {found if isinstance(error, OSError) else 'record.json is damaged'}") from error
     if not isinstance(values, Mapping):
         raise RunError(f"{run / FILE}: damaged, not the record of a run")
