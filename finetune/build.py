@@ -99,8 +99,13 @@ def check_options(config: FinetuneConfig) -> None:
             raise ConfigError(
                 f"--{option.replace('_', '-')}: is of pairs, and no --text-encoder was named; leave it out"
             )
+    if config.text_pooling != "auto" and config.text_encoder is None:
+        raise ConfigError("--text-pooling: is of pairs, and no --text-encoder was named; leave it out")
     for tower in (config.unfreeze, config.text_unfreeze or config.unfreeze):
-        Policy.parse(tower)
+        if (Policy.parse(tower).first_epoch or 0) >= config.epochs:
+            raise ConfigError(
+                f"--unfreeze {tower}: nothing would ever be unfrozen in --epochs {config.epochs}; give it more epochs"
+            )
     needed = needed_by(config)
     wanting = {
         "--target": (bool(needed & {"targets", "target_ids"}), bool(config.target)),

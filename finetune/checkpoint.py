@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -173,9 +175,14 @@ class Checkpoints:
     def load(self, state: Progressed, model: nn.Module, stateful: Mapping[str, Any]) -> None:
         """Bring a network, and what `save` was given beside it, back to where a checkpoint was."""
         self._assign(model, self._step(state.step, "safetensors"))
-        found = torch.load(self._step(state.step, "pt"), weights_only=True)
-        for name, each in stateful.items():
-            each.load_state_dict(found[name])
+        path = self._step(state.step, "pt")
+        try:
+            with warnings.catch_warnings(action="ignore"):  # torch warns of a foreign pickle that it then refuses
+                found = torch.load(path, weights_only=True)
+            for name, each in stateful.items():
+                each.load_state_dict(found[name])
+        except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
+            raise FinetuneError(f"{path}: damaged or missing; begin anew with --overwrite") from error
 
     def load_best(self, state: Progressed, model: nn.Module) -> None:
         """Give a network the weights of the best look."""
@@ -193,7 +200,10 @@ class Checkpoints:
             raise FinetuneError(f"{path}: damaged or missing; begin anew with --overwrite") from error
         if set(weights) != set(self._changing):
             raise FinetuneError(f"{path}: holds other weights than are trained; begin anew with --overwrite")
-        model.load_state_dict(weights, strict=False)
+        try:
+            model.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            raise FinetuneError(f"{path}: holds weights of other shapes; begin anew with --overwrite") from error
 
     def _step(self, step: int, suffix: str) -> Path:
         return self._folder / f"step-{step}.{suffix}"

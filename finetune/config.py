@@ -29,7 +29,7 @@ class FinetuneConfig(ManifestConfig):
     positive: str | None = Field(
         default=None, description="the positive class of a binary task; default: the last in order"
     )
-    delimiter: str = Field(default="|", description="separates the labels of one cell")
+    delimiter: str = Field(default="|", min_length=1, description="separates the labels of one cell")
     min_positives: int = Field(
         default=1, ge=1, description="labels with fewer positives are left out of macro averages"
     )
@@ -59,7 +59,7 @@ class FinetuneConfig(ManifestConfig):
     )
     text_unfreeze: str | None = Field(default=None, description="the same of --text-encoder; default: as --unfreeze")
     dim: PositiveInt | None = Field(
-        default=None, description="length of the common space that linear layers map pairs to; default: 512"
+        default=None, le=65536, description="length of the common space that linear layers map pairs to; default: 512"
     )
     aggregate: str = Field(
         default="mean",
@@ -104,10 +104,14 @@ class FinetuneConfig(ManifestConfig):
         default=1,
         description="forward passes per step of the optimizer, which is that of one batch of all their samples",
     )
-    lr: float = Field(default=1e-3, gt=0, description="peak learning rate of classifiers, projections and decoders")
-    encoder_lr: float = Field(default=0.05, gt=0, description="learning rate of --encoder, as a multiple of --lr")
+    lr: float = Field(
+        default=1e-3, gt=0, le=1e30, description="peak learning rate of classifiers, projections and decoders"
+    )
+    encoder_lr: float = Field(
+        default=0.05, gt=0, le=1e6, description="learning rate of --encoder, as a multiple of --lr"
+    )
     text_lr: float | None = Field(
-        default=None, gt=0, description="the same of --text-encoder; default: as --encoder-lr"
+        default=None, gt=0, le=1e6, description="the same of --text-encoder; default: as --encoder-lr"
     )
     layer_decay: float = Field(
         default=1.0, gt=0, le=1, description="each block's learning rate as a multiple of the one above it"
@@ -157,7 +161,9 @@ class FinetuneConfig(ManifestConfig):
         "the directory store beside --out",
     )
     bootstrap: int = Field(default=1000, ge=0, description="resamples of groups behind each interval")
-    seed: int = Field(default=0, ge=0, description="seed of weights, order, dropout, augmentation and intervals")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="seed of weights, order, dropout, augmentation and intervals"
+    )
     allow_leakage: bool = Field(
         default=False, description="train in spite of shared groups or samples; the report says so"
     )

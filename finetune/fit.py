@@ -144,6 +144,8 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     if accelerator.is_main_process:
         _claim(config)
     history = History(config.out, until=state.step)
+    if len(history.columns.get("train/loss", ())) < state.epoch:
+        raise RunError(f"{config.out / 'metrics.jsonl'}: damaged or missing; begin anew with --overwrite")
     with ExitStack() as closing:
         trackers: list[Tracker] = [history]
         if accelerator.is_main_process:

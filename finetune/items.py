@@ -24,6 +24,9 @@ from finetune.towers import Tower
 SHARE_OF_MEMORY = 0.25
 """The share of the machine's memory that the decoded samples of a tower may fill."""
 
+NOTED = 10
+"""Samples that cannot be read are told one by one up to this many."""
+
 
 class Items:
     """The samples of a manifest as a tower reads them.
@@ -110,8 +113,10 @@ class Decoder:
             self._tower.look_up(manifest, workers=self._workers)
         self.items = Items(self._tower, sources, workers=self._workers)
         failures = self.items.decode_all(self._progress)
-        for position, error in failures.items():
+        for position, error in list(failures.items())[:NOTED]:
             self._progress.note(f"{manifest.ids[position]}: {error}")
+        if len(failures) > NOTED:
+            self._progress.note(f"... and {len(failures) - NOTED} more; the record lists all that was left out")
         return failures
 
 

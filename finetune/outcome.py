@@ -131,7 +131,9 @@ def finish(
         thresholds={name: each.to_dict() for name, each in thresholds.items()},
         prompts=asdict(samples.prompts) if samples.prompts else {},
         leakage=data.leakage.to_dict(),
-        warnings=tuple(dict.fromkeys([*remarks, *_remarks(metrics), *_worse(config.choose, trained)])),
+        warnings=tuple(
+            dict.fromkeys([*remarks, *_left_out(data.dropped), *_remarks(metrics), *_worse(config.choose, trained)])
+        ),
         seed=config.seed,
         openings=openings.to_dict() if openings else {},
         timings={"total_seconds": time.perf_counter() - started},
@@ -281,6 +283,12 @@ def _measures(built: Built) -> dict[str, float]:
         assert isinstance(objective, Objective)
         found |= {f"{name}/{key}": value for key, value in objective.measures().items()}
     return found
+
+
+def _left_out(dropped: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a warning that counts what was left out by reason, where anything was."""
+    reasons = "; ".join(f"{reason}: {len(ids):,}" for reason, ids in dropped.items())
+    return [f"{sum(map(len, dropped.values())):,} samples were left out ({reasons})"] if reasons else []
 
 
 def _remarks(metrics: dict[str, dict[str, Any]]) -> list[str]:

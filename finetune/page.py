@@ -10,6 +10,7 @@ from data.files import whole_text_file
 from finetune.record import FinetuneRecord
 from finetune.table import flat_estimates
 from heads.evaluation.bootstrap import format_number
+from heads.evaluation.seal import Openings
 from heads.pages.page import Content, Html, definitions, document, element, join, picture, table
 from heads.pages.plots import learning_curves
 from heads.pages.sections import SPLIT_NAMES, cell, metric_name
@@ -46,6 +47,7 @@ def page(record: FinetuneRecord, plot: Path | None) -> str:
             element("p", _lead(record), class_="lead"),
             _remarks(record),
             _metrics(record.metrics),
+            _samples(record),
             element("h3", "Training"),
             definitions(_training(record)),
             element("figure", picture(plot, alt="Losses of each epoch")) if plot else Html(""),
@@ -86,6 +88,10 @@ def _metrics(metrics: Mapping[str, Mapping[str, Any]]) -> Html:
         return Html("")
     flat = {split: flat_estimates(values) for split, values in metrics.items()}
     names = list(dict.fromkeys(name for values in flat.values() for name in values))
+    if not names:
+        losses = ", ".join(f"{_number(each['losses']['loss'])} ({split})" for split, each in metrics.items())
+        text = f"Nothing but the loss, of {losses}, tells what this objective has reached."
+        return join([element("h3", "Metrics"), element("p", text)])
     rows = [[_spoken(name), *(cell(values.get(name)) for values in flat.values())] for name in names]
     head: Sequence[Content] = ["", *(SPLIT_NAMES.get(split, split) for split in flat)]
     caption = "In brackets: 95 % intervals; whole groups are resampled."
@@ -96,6 +102,16 @@ def _spoken(name: str) -> str:
     *outer, last = name.split("/")
     where = " ".join(outer[1:]).replace("_", " ")
     return f"{where[0].upper()}{where[1:]}: {metric_name(last)}" if where else metric_name(last)
+
+
+def _samples(record: FinetuneRecord) -> Html:
+    """Return how many samples and groups there are, and how often the test rows have been scored."""
+    rows = [
+        [SPLIT_NAMES.get(split, split.capitalize()), f"{each['samples']:,}", f"{each['groups']:,}"]
+        for split, each in record.counts["splits"].items()
+    ]
+    opened = element("p", Openings(**record.openings).explain(), class_="note") if record.openings else Html("")
+    return join([element("h3", "Samples"), table(["", "Samples", "Groups"], rows, label="Samples by split"), opened])
 
 
 def _training(record: FinetuneRecord) -> list[tuple[str, Content]]:

@@ -86,15 +86,31 @@ class FinetuneRecord(StableRecord):
         values = read_values(run)
         try:
             flat = {name: value for name, value in values.items() if name not in ("schema", "kind", "volatile")}
-            return cls(**flat, **values["volatile"])
-        except (ValidationError, TypeError, KeyError) as error:
-            raise RunError(f"{run / FILE}: damaged: {' '.join(str(error).split())[:200]}") from error
+            found = cls(**flat, **values["volatile"])
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RunError(f"{run / FILE}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        except (TypeError, KeyError) as error:
+            raise RunError(f"{run / FILE}: damaged: {error}") from error
+        if missing := found._missing():
+            raise RunError(f"{run / FILE}: damaged: {missing} is missing or no such value")
+        return found
+
+    def _missing(self) -> str | None:
+        """Name a part without which a run cannot be put together again; None where it is whole."""
+        whole = {
+            "inputs": self.inputs and all("modality" in each for each in self.inputs),
+            "task": bool(self.task) or "classification" not in self.config.get("objective", ()),
+            "training.last_step": isinstance(self.training.get("last_step"), int),
+            "thresholds": all(isinstance(each.get("value"), float) for each in self.thresholds.values()),
+        }
+        return next((name for name, is_there in whole.items() if not is_there), None)
 
 
 def is_finetuned(run: Path) -> bool:
-    """Return whether a directory holds a fine-tuned run."""
+    """Return whether a directory holds a fine-tuned run, be it a stopped or damaged one."""
     path = run / FILE
     try:
         return bool(json.loads(path.read_text(encoding="utf-8")).get("kind") == KIND)
     except (OSError, ValueError, AttributeError):
-        return False
+        return (run / "checkpoints").is_dir()

@@ -14,6 +14,7 @@ from featurestore.store import FeatureStore
 from finetune.build import Built, Towers, build, needed_by
 from finetune.captions import CaptionTokenizer
 from finetune.config import FinetuneConfig
+from finetune.errors import FinetuneError
 from finetune.feed import Feed
 from finetune.hand import CAPTIONS, ENCODER, load_objectives
 from finetune.items import Decoder, text_items
@@ -109,6 +110,9 @@ def restore(
     samples, remarks = load_samples(
         config, read_rows(config), store, decoder, progress, task=task, need_train=False, labelled=labelled
     )
+    if not len(samples.data.y):
+        dropped = "; ".join(f"{reason}: {len(ids):,}" for reason, ids in samples.data.dropped.items())
+        raise FinetuneError(f"{config.manifest}: no sample is left that can be judged or predicted ({dropped})")
     if record.prompts and labelled:
         samples = replace(
             samples, prompts=PromptTexts(**{name: _tuples(each) for name, each in record.prompts.items()})

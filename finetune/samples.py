@@ -24,10 +24,12 @@ from data.prompts import PromptTexts
 from data.sources import read_manifest
 from data.split import holdout
 from data.task import Task, read_task
+from featurestore.catalog import canonical
 from featurestore.store import FeatureStore
 from finetune.config import FinetuneConfig
 from finetune.errors import FinetuneError
 from heads.bags import Bags
+from heads.fine_tuned import refuse_seen
 from heads.inputs import Inputs
 from heads.labelled import Labelled, label, with_lost_bags
 from heads.loading import gate
@@ -255,6 +257,10 @@ def load_samples(
         several = task.kind == "multilabel" or len(task.outputs) > 1
         data = replace(data, task=task, y=np.zeros((len(data.y), len(task.outputs)) if several else len(data.y)))
     remarks = [*data.manifest.remarks, *gate(data, allow=config.allow_leakage)]
+    if need_train:  # a run that is judged again has the rows that it was trained on itself
+        encoders = [canonical(each) for each in (config.encoder, config.text_encoder) if each is not None]
+        judged = {split: data.rows(split) for split in ("val", "test")}
+        remarks += refuse_seen(data, encoders, judged, allow=config.allow_leakage)
     return Samples(data=data, task=task, texts=_texts(config.text, manifest, data)), remarks
 
 
@@ -295,7 +301,7 @@ def _left_out(inputs: Inputs, reasons: Mapping[int, str]) -> Inputs:
         dropped[reason] = (*dropped.get(reason, ()), inputs.manifest.ids[i])
     if not len(kept):
         why = "; ".join(f"{reason} ({len(ids)})" for reason, ids in dropped.items())
-        raise FinetuneError(f"{inputs.manifest.path}: no sample is left that can be trained on: {why}")
+        raise FinetuneError(f"{inputs.manifest.path}: no sample is left that can be used: {why}")
     assert isinstance(inputs.X, np.ndarray)
     manifest = inputs.manifest.select(kept.tolist())
     return replace(inputs, manifest=manifest, X=inputs.X[kept], keys=inputs.keys[kept], dropped=dropped)

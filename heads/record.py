@@ -259,6 +259,8 @@ def read_values(run: Path) -> dict[str, Any]:
     """
     path = run / FILE
     if not path.is_file():
+        if (run / "checkpoints").is_dir():
+            raise RunError(f"{run}: is not a finished run (no record.json); give the command that began it again")
         found = "is not a run directory (no record.json)" if run.is_dir() else "does not exist"
         raise RunError(f"{run}: {found}; expected the --out directory of fit-head or finetune")
     try:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from data.digest import digest_json
 from data.manifest import Modality
-from featurestore.catalog import HANDED_BACK, load_encoder
+from featurestore.catalog import HANDED_BACK, canonical, load_encoder
 from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.encoder_ids import WrappedId
 from featurestore.encoders._projection import Layer, make_projection
@@ -202,6 +202,8 @@ def _base(encoder_id: str, tower: TrainedTower, options: EncoderOptions) -> _Tra
             f"{encoder_id}: its base encoder {tower.encoder} runs code that this folder names; allow it with "
             f"--trust-remote-code if you know it"
         )
+    if encoder_id in (tower.encoder, canonical(tower.encoder)):
+        raise WeightsUnavailable(f"{encoder_id}: damaged; {HANDED_BACK} names the folder itself as its base encoder")
     try:
         made = load_encoder(tower.encoder, options)
     except EncoderError as error:

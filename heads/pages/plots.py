@@ -277,7 +277,7 @@ def learning_curves(
             ax.axvline(best, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=f"lowest: {unit} {best}")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.set(xlabel=unit.capitalize(), ylabel="Loss", title="Learning curves of the final fit")
-        ax.legend(loc="upper right")
+        ax.legend(loc="best")
 
 
 def regression(path: Path, y: Floats, predicted: Floats, targets: Sequence[str]) -> None:
