@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data.errors import ConfigError
-from data.manifest import Modality, Source
+from data.manifest import Manifest, Modality, Source
 from featurestore.catalog import load_encoder
 from featurestore.encoder import EncoderOptions
 from featurestore.errors import EncoderError, WeightsUnavailable
 from featurestore.store import FeatureStore
+from finetune.frozen import FrozenTower
 from finetune.handback import save_encoder
 from finetune.partial import PartialTower
+from finetune.stored import StoredTower
 from finetune.towers import Tower, learned_pooling, load_tower
 from finetune.unfreeze import Policy
 
@@ -162,17 +164,23 @@ def test_it_can_be_trained_further(zoo: Any, images: list[Source], tmp_path: Pat
         torch.testing.assert_close(made, vectors_of(second, images).detach(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("policy", ["last:1", "none"])
 @pytest.mark.parametrize(("name", "modality"), [("clip", "image"), ("bert", "text")])
-def test_it_reads_the_tokens_of_a_cached_depth(
-    name: str, modality: Modality, zoo: Any, images: list[Source], texts: list[Source], tmp_path: Path
+def test_it_reads_the_tokens_of_a_tower_that_is_kept(
+    name: str, modality: Modality, policy: str, zoo: Any, images: list[Source], texts: list[Source], tmp_path: Path
 ) -> None:
-    sources = images if modality == "image" else texts
+    sources, store = images if modality == "image" else texts, FeatureStore(tmp_path / "store", create=True)
     tower = tower_of(zoo, name, modality, KINDS[0], tokens=modality == "image")
-    partial = PartialTower(tower, Policy.parse("last:1"), FeatureStore(tmp_path / "store", create=True))
-    assert partial.pooling is tower.pooling
-    assert partial.fill(sources) == {}
-    torch.testing.assert_close(vectors_of(partial, sources), vectors_of(tower, sources), atol=1e-5, rtol=1e-5)
-    assert (partial(partial.collate([partial.read(each) for each in sources]))[1] is not None) == (modality == "image")
+    kept: StoredTower = (
+        FrozenTower(tower, store) if policy == "none" else PartialTower(tower, Policy.parse(policy), store)
+    )
+    assert kept.pooling is tower.pooling
+    ids = tuple(f"s{i}" for i in range(len(sources)))
+    rows = Manifest(path=Path("rows.csv"), columns={}, ids=ids, sources=tuple(sources), input="x", modality=modality)
+    kept.fill(rows)
+    assert kept.look_up(rows) == {}
+    torch.testing.assert_close(vectors_of(kept, sources), vectors_of(tower, sources), atol=1e-5, rtol=1e-5)
+    assert (kept(kept.collate([kept.read(each) for each in sources]))[1] is not None) == (modality == "image")
 
 
 def test_damage_is_refused(zoo: Any, texts: list[Source], tmp_path: Path) -> None:
