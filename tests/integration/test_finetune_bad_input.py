@@ -104,7 +104,7 @@ def assert_refused(result: Any, *words: str) -> None:
         (["--seed", str(2**64)], ["--seed"]),
         (["--delimiter", ""], ["--delimiter", "not empty"]),
         (["--text-pooling", "mean"], ["--text-pooling", "--text-encoder"]),
-        (["--pooling", "tokens"], ["--pooling tokens", "several vectors"]),
+        (["--pooling", "tokens"], ["pooling tokens", "makes no vector"]),
         (["--unfreeze", "gradual:2:1"], ["--unfreeze gradual:2:1", "--epochs 2"]),
         (["--set", "classification.focal_gamma=inf"], ["focal_gamma", "a number >= 0"]),
     ],
@@ -173,7 +173,7 @@ def test_a_damaged_record_is_named(
 def test_a_run_without_a_whole_record_is_told_from_that_of_a_head(frostline, damaged: Path, table: Path) -> None:
     path = damaged / "record.json"
     path.write_text(path.read_text()[:50])
-    assert_refused(frostline("evaluate", damaged, table, "--split", "test"), "record.json is damaged")
+    assert_refused(frostline("evaluate", damaged, table, "--split", "test"), "record.json: is not JSON")
     path.unlink()
     assert_refused(frostline("evaluate", damaged, table, "--split", "test"), "not a finished run")
 

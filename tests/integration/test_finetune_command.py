@@ -811,11 +811,12 @@ def test_a_cached_depth_trains_the_same_upper_blocks(tuned, frostline, tmp_path:
 
 
 def test_a_frozen_share_is_the_blocks_that_it_leaves(tuned) -> None:
-    """Half of two blocks, from the second epoch on; an epoch that a run does not reach has no part in it."""
+    """Half of two blocks; a share that falls in an epoch that a run does not reach is refused."""
     (_, last), (_, frozen) = tuned("--unfreeze", "last:1", out="last"), tuned("--unfreeze", "frozen:0.5", out="frozen")
     assert_same_weights(last, frozen)
-    _, unreached = tuned("--unfreeze", "frozen:0.5:step:2", out="unreached")
-    assert record_of(unreached)["parameters"]["encoder"]["trained"] == 0
+    unreached, _ = tuned("--unfreeze", "frozen:0.5:step:2", out="unreached")
+    assert unreached.code == 2
+    assert "nothing would ever be unfrozen" in unreached.error
     assert record_of(frozen)["parameters"]["encoder"] == record_of(last)["parameters"]["encoder"]
     cached, _ = tuned("--unfreeze", "frozen:0.5:linear:2", "--cache-depth", out="cached")
     assert cached.code == 2
@@ -1022,7 +1023,7 @@ def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, studies: Path
         (["--pooling", "learned:max"], "classification", "did you mean 'learned:attention'"),
         (["--pooling", "learned:attention", "--warm-start", "x"], "classification", "makes others"),
         (["--pooling", "learned:attention", "--text", "caption"], "captioning", "reads the vector"),
-        (["--text-pooling", "learned:attention"], "classification", "reads the vector"),
+        (["--text-pooling", "learned:attention"], "classification", "no --text-encoder was named"),
         (["--max-views", "3"], "classification", "--max-views: is for studies"),
         (["--single-view", "0.3"], "classification", "--single-view: is for studies"),
         (["--view-dropout", "0.3"], "classification", "--view-dropout: is for studies"),

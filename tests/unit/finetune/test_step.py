@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
-from data.manifest import Source
 from data.progress import Silent
 from data.task import Task
 from finetune.aggregator import TransformerOfViews
@@ -129,7 +128,7 @@ def make_loop(case: Case) -> Loop:
         items=items,
         items_of=lambda row: np.arange(ends[row] - VIEWS[row], ends[row]) if case.studies else np.array([row]),
         text_tower=text_tower,
-        texts=tuple(Source(modality="text", text=str(number)) for number in numbers),
+        texts=np.array([str(number) for number in numbers]),
         known=known,
     )
     accelerator = make_accelerator(device, case.amp)
