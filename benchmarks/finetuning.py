@@ -48,7 +48,7 @@ RUNS: dict[str, dict[str, str]] = {
         "--epochs 3 --batch-size 32 --lr 5e-4 --encoder-lr 1 --choose accuracy --seed 42",
     },
     "flickr8k_1k": {
-        "none": f"{PAIRS} --unfreeze none",
+        "none": f"{PAIRS} --unfreeze none --cache-depth",
         "last:1": f"{PAIRS} --unfreeze last:1 --encoder-lr 0.025 --cache-depth",
     },
     "lus_video": {
