@@ -189,11 +189,14 @@ class Classification(Objective):
     def count(self, known: Outputs, rows: int) -> float:  # noqa: ARG002 - the mean is over known targets
         """Return the sum of the weights of the known targets."""
         assert known.targets is not None
-        targets = known.targets.to(self.class_weights.device)
+        device = self.class_weights.device
+        targets = known.targets.to(device)
         columns = targets if targets.ndim == 2 else targets[:, None]
         there = _known(columns, self.kind)
         weights = there * self._weights(torch.where(there, columns, 0).float())
-        return float((weights if known.weights is None else weights * known.weights[:, None]).sum())
+        if known.weights is not None:
+            weights = weights * known.weights.to(device)[:, None]
+        return float(weights.sum())
 
     def scores(self, vectors: Tensor) -> Tensor:
         """Return scores in the order of the task, as `heads.evaluation.scoring` defines them.
