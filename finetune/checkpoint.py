@@ -88,7 +88,7 @@ class Progressed:
         added = {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
         return replace(self, step=step, epoch=step // per_epoch, sums=added)
 
-    def after_look(self, epoch: int, value: float, *, patience: int | None, total: int) -> Progressed:
+    def after_look(self, epoch: int, value: float, *, patience: int | None, waits: bool, total: int) -> Progressed:
         """Return where training is after a look at the rows that choose.
 
         Parameters
@@ -99,6 +99,8 @@ class Progressed:
             What it is chosen by, the smallest being best.
         patience
             Looks without a better one after which training stops; None never does.
+        waits
+            Whether this look counts for it.
         total
             Steps after which it stops anyway.
         """
@@ -106,7 +108,7 @@ class Progressed:
         if math.isfinite(value) and (self.best_value is None or value < self.best_value):
             now = replace(self, sums={}, best_epoch=epoch, best_step=self.step, best_value=value, waited=0)
         else:
-            now = replace(self, sums={}, waited=self.waited + 1)
+            now = replace(self, sums={}, waited=self.waited + waits)
         over = patience is not None and now.waited >= patience
         return replace(now, stopped=over or now.step == total)
 

@@ -46,7 +46,8 @@ class Course:
     judge_every
         Steps between two looks at the rows that choose; None looks at the end of every epoch.
     patience
-        Looks without a better one after which training stops; None never does.
+        Looks without a better one after which training stops, counted from the epoch in which the last tower to be
+        unfrozen begins to train; None never does.
     """
 
     epochs: int
@@ -86,6 +87,8 @@ class Loop:
         self.model, self.accelerator = runner.model, runner.accelerator
         self._policies = policies
         self._opened = {epoch for policy in policies.values() if (epoch := policy.first_epoch)}
+        # What is not yet unfrozen cannot have stopped getting better.
+        self._all_open = max(self._opened, default=0)
         for group in groups:
             group["peak"] = group["lr"]
         self._trained = [parameter for group in groups for parameter in group["params"]]
@@ -157,7 +160,9 @@ class Loop:
                 means = {f"train/{name}": value for name, value in state.means.items()}
                 found, value = judge()
                 self._set_modes(epoch)
-                state = state.after_look(epoch, value, patience=self.course.patience, total=total)
+                state = state.after_look(
+                    epoch, value, patience=self.course.patience, waits=epoch >= self._all_open, total=total
+                )
                 if main:
                     tell(trackers, state.step, {"epoch": epoch, **means, **{f"val/{k}": v for k, v in found.items()}})
                     checkpoints.save(state, self.model, self.stateful)

@@ -132,7 +132,7 @@ def finish(
         prompts=asdict(samples.prompts) if samples.prompts else {},
         leakage=data.leakage.to_dict(),
         warnings=tuple(
-            dict.fromkeys([*remarks, *_left_out(data.dropped), *_remarks(metrics), *_worse(config.choose, trained)])
+            dict.fromkeys([*remarks, *_left_out(data.dropped), *_remarks(metrics), *_of_training(config, trained)])
         ),
         seed=config.seed,
         openings=openings.to_dict() if openings else {},
@@ -298,6 +298,18 @@ def _remarks(metrics: dict[str, dict[str, Any]]) -> list[str]:
     if not metrics:
         remarks.append("there are no val or test rows, so nothing was judged; name the split with --split")
     return remarks
+
+
+def _of_training(config: FinetuneConfig, trained: Trained) -> list[str]:
+    """Return warnings of a best epoch that came before an encoder was unfrozen, or that is worse than none."""
+    best = trained.state.best_epoch or 0
+    frozen = [str(each) for each in trained.built.policies.values() if (each.first_epoch or 0) > best]
+    remarks = [
+        f"the best epoch, {best + 1}, came before --unfreeze {policy} unfroze anything, so that encoder is its base; "
+        f"raise --patience if training stopped there, or lower the rates"
+        for policy in dict.fromkeys(frozen)
+    ]
+    return [*remarks, *_worse(config.choose, trained)]
 
 
 def _worse(chosen: str, trained: Trained) -> list[str]:

@@ -119,7 +119,7 @@ def _training(record: FinetuneRecord) -> list[tuple[str, Content]]:
     best = record.history[f"val/{chosen}"][record.training["looks"].index(record.training["best_step"])]
     learned = ", ".join(f"{name} {format_number(value)}" for name, value in measures.items())
     items: list[tuple[str, Content]] = [
-        ("Unfrozen", config["unfreeze"]),
+        ("Unfrozen", _unfrozen(record)),
         (
             "Learning rate",
             f"{config['lr']:g}, of encoders {config['lr'] * config['encoder_lr']:g}, {config['schedule']}",
@@ -130,6 +130,11 @@ def _training(record: FinetuneRecord) -> list[tuple[str, Content]]:
         (f"{chosen} at best", _number(best)),
     ]
     return [*items, ("Learned", learned)] if learned else items
+
+
+def _unfrozen(record: FinetuneRecord) -> str:
+    images, texts = record.config["unfreeze"], record.config["text_unfreeze"]
+    return f"{images}, of texts {texts or images}" if len(record.inputs) > 1 else images
 
 
 def _number(value: float | None) -> str:

@@ -253,6 +253,8 @@ def load_samples(
     stand_in = Task(kind="regression", targets=(config.text or manifest.input,))
     y = np.zeros(len(inputs.manifest)) if known is None else encode_samples(known, manifest, inputs.manifest)
     data = label(manifest, inputs, known or stand_in, y, store, progress, need_train=need_train)
+    if need_train and known is not None:
+        _require_differences(data)
     if task is not None and not labelled:
         several = task.kind == "multilabel" or len(task.outputs) > 1
         data = replace(data, task=task, y=np.zeros((len(data.y), len(task.outputs)) if several else len(data.y)))
@@ -262,6 +264,24 @@ def load_samples(
         judged = {split: data.rows(split) for split in ("val", "test")}
         remarks += refuse_seen(data, encoders, judged, allow=config.allow_leakage)
     return Samples(data=data, task=task, texts=_texts(config.text, manifest, data)), remarks
+
+
+def _require_differences(data: Labelled) -> None:
+    """Refuse training rows that have one class, or one value, only.
+
+    Raises
+    ------
+    TaskError
+        If they do.
+    """
+    train = data.y[data.rows("train")]
+    if data.task.kind == "multilabel" or train.ndim > 1 or len(np.unique(train)) > 1:
+        return
+    value = data.task.classes[int(train[0])] if data.task.classes else f"{train[0]:g}"
+    raise TaskError(
+        f"{data.manifest.path}: all {len(train):,} training rows have {data.task.targets[0]} {value!r}; there is "
+        f"nothing to tell apart, so check the split column"
+    )
 
 
 def _readable(manifest: Manifest, store: FeatureStore, progress: Progress) -> Inputs:

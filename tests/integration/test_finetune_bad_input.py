@@ -336,3 +336,27 @@ def test_where_nobody_can_tell_what_was_trained_on_that_is_said(
     result = frostline("fit-head", table, *features, *options, "--out", tmp_path / "head")
     assert result.code == 0, result.err
     assert "nobody can tell which rows" in result.err
+
+
+@pytest.mark.parametrize(("target", "column", "value"), [("label", 2, "a"), ("number", 3, "5")])
+def test_training_rows_that_are_all_alike_teach_nothing(
+    tune: Run, table: Path, target: str, column: int, value: str
+) -> None:
+    def level(row: list[str]) -> None:
+        if row[4] == "train":
+            row[column] = value
+
+    kind = ["--kind", "regression"] if target == "number" else []
+    result, run = tune(*kind, target=target, manifest=changed(table, level, f"level-{target}.csv"))
+    assert_refused(result, "all 12 training rows", f"{target} '{value}'")
+    assert not run.exists()
+
+
+def test_a_best_epoch_before_anything_was_unfrozen_is_told(tune: Run) -> None:
+    """With such a rate what is unfrozen in the second epoch makes everything worse, so the first is the best."""
+    result, run = tune("--unfreeze", "gradual:1:2", "--lr", "1e-6", "--encoder-lr", "1e6", "--schedule", "constant")
+    assert result.code == 0, result.err
+    record = json.loads((run / "record.json").read_text())
+    assert record["training"]["best_epoch"] == 0
+    assert record["inputs"][0]["fingerprint"] == record["inputs"][0]["trained"]
+    assert "came before --unfreeze gradual:1:2 unfroze anything" in " ".join(record["warnings"])
