@@ -223,6 +223,7 @@ def mean_of(series: Sequence[Series]) -> Series:
         np.mean([each.values for each in series], axis=0),
         series[0].reason,
         np.any(partial, axis=0) if partial else None,
+        series[0].centred,
     )
 
 

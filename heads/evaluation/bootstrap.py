@@ -64,11 +64,14 @@ class Series:
         Why it is undefined, where it is.
     partial
         Of a mean over classes, shape (1 + n_boot,): where some of the classes were undefined.
+    centred
+        Whether resamples are biased, so that their interval is moved onto the value; see `Bootstrap.estimate`.
     """
 
     values: Floats
     reason: str
     partial: NDArray[np.bool_] | None = None
+    centred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,9 @@ class Bootstrap:
                 parts[name].append(statistic(weights))
         return {name: np.concatenate(values) for name, values in parts.items()}
 
-    def estimate(self, values: Floats, reason: str, *, partial: NDArray[np.bool_] | None = None) -> Estimate:
+    def estimate(
+        self, values: Floats, reason: str, *, partial: NDArray[np.bool_] | None = None, centred: bool = False
+    ) -> Estimate:
         """Return the value and its percentile interval.
 
         Parameters
@@ -171,6 +176,12 @@ class Bootstrap:
             Why the statistic is undefined, if its point value is.
         partial
             For a mean over classes, shape (1 + n_boot,): where some of the classes were undefined.
+        centred
+            Whether the interval is corrected for the median bias of the resamples, by which it is moved: ``low`` and
+            ``high`` are the percentiles minus (median of the resamples - value), and not below 0. It holds the value.
+            For statistics of 0 or more that noise can only raise, as the calibration error: each resample adds noise
+            to that of the sample, so that most or all of the resamples may lie above the value. The correction of
+            Efron (1987, doi:10.1080/01621459.1987.10478410) is undefined where all do.
 
         Returns
         -------
@@ -192,7 +203,9 @@ class Bootstrap:
             estimate["reason"] = f"no interval: undefined in {undefined} of {len(drawn)} resamples ({reason})"
         else:
             tail = 50 * (1 - self.level)
-            low, high = np.percentile(defined, [tail, 100 - tail])
+            low, median, high = np.percentile(defined, [tail, 50, 100 - tail])
+            if centred:
+                low, high = max(0.0, low - median + values[0]), high - median + values[0]
             estimate["low"], estimate["high"] = float(low), float(high)
         if undefined:
             estimate["undefined_resamples"] = undefined
@@ -203,7 +216,7 @@ class Bootstrap:
     def estimate_all(self, measured: Any) -> Any:
         """Return nested mappings with an `Estimate` in the place of every `Series`; the rest as it is."""
         if isinstance(measured, Series):
-            return self.estimate(measured.values, measured.reason, partial=measured.partial)
+            return self.estimate(measured.values, measured.reason, partial=measured.partial, centred=measured.centred)
         if isinstance(measured, dict):
             return {name: self.estimate_all(value) for name, value in measured.items()}
         return measured

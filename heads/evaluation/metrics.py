@@ -8,6 +8,8 @@ Conventions, the same everywhere:
 * averages say over what they average in their name: ``macro_f1``, ``micro_f1``, ``weighted_f1``. As in
   scikit-learn with ``zero_division=0``, they run over the classes that occur in truth or prediction,
   and there a class that is never predicted has precision 0;
+* intervals are percentiles of the resamples; that of the calibration error is corrected for their bias, so that it
+  holds its value (see `heads.evaluation.bootstrap.Bootstrap.estimate`);
 * a macro average of a resample that lacks some class runs over the others; such resamples are counted
   in ``partial_resamples``.
 """

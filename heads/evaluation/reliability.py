@@ -34,7 +34,8 @@ def judge_reliability(
     -----
     The Brier score of several classes is the squared error summed over classes (Brier, 1950), of a
     binary question that of the positive class. The calibration error has 15 equal-width bins, and is
-    that of the predicted class where there are several (Guo et al., 2017).
+    that of the predicted class where there are several (Guo et al., 2017). Its interval is corrected for the bias of
+    resamples; see `Bootstrap.estimate`.
     """
     columns = _class_sums(y, scores) if task.kind == "multiclass" else _label_sums(y, scores)
     plan = Bootstrap.of(len(y), groups, n_boot=n_boot, seed=seed, level=0.95)
@@ -43,7 +44,7 @@ def judge_reliability(
     return {
         "brier": plan.estimate(ratio(sums[:, 1], n), reason),
         "log_loss": plan.estimate(ratio(sums[:, 2], n), reason),
-        "ece": plan.estimate(ratio(np.abs(sums[:, 3:]).sum(axis=1), n), reason),
+        "ece": plan.estimate(ratio(np.abs(sums[:, 3:]).sum(axis=1), n), reason, centred=True),
     }
 
 

@@ -40,7 +40,10 @@ _REASONS = {
 
 def series(values: Values, *, reason: str | None = None) -> dict[str, Series]:
     """Return statistics (R,) by name, each with the reason why it may be undefined."""
-    return {name: Series(replicated, reason or reason_of(name)) for name, replicated in values.items()}
+    return {
+        name: Series(replicated, reason or reason_of(name), centred=name == "ece")
+        for name, replicated in values.items()
+    }
 
 
 def mean_series(values: Values) -> dict[str, Series]:

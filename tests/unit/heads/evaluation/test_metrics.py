@@ -10,7 +10,8 @@ import scipy.stats
 import sklearn.metrics as sk
 
 from heads.errors import HeadError
-from heads.evaluation.metrics import HEADLINE, evaluate
+from heads.evaluation.bootstrap import Bootstrap
+from heads.evaluation.metrics import HEADLINE, evaluate, replicates
 from heads.evaluation.sums import ECE_BINS
 
 GOLDEN = [[99, 96, 0, 105], [9, 171, 52, 74], [2, 50, 313, 40], [3, 12, 5, 280]]
@@ -68,6 +69,32 @@ def test_binary_calibration_error_by_its_definition(rng):
         if (bins == b).any()
     )
     assert evaluate("binary", y, p, classes=["a", "b"], n_boot=1)["ece"]["value"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_the_interval_of_the_calibration_error_holds_its_value(rng, kind):
+    """Scores are as right as they say: resamples are above the value, which plain percentiles leave out."""
+    p = np.sort(rng.random(400))
+    y = np.diff(np.floor(np.cumsum(p)), prepend=0)
+    scores = {"binary": p, "multiclass": np.column_stack([1 - p, p]), "multilabel": p[:, None]}[kind]
+    truth, names = (y[:, None] if kind == "multilabel" else y), ["b"] if kind == "multilabel" else ["a", "b"]
+    found = evaluate(kind, truth, scores, classes=names, n_boot=200)
+    ece = found["per_label"]["b"]["ece"] if kind == "multilabel" else found["ece"]
+    assert 0 <= ece["low"] < ece["value"] < ece["high"]
+    if kind == "binary":
+        plan = Bootstrap.of(400, None, n_boot=200, seed=0, level=0.95)
+        drawn = replicates(kind, truth, scores, plan, classes=names)["ece"].values[1:]
+        plain = np.percentile(drawn, [2.5, 50, 97.5])
+        assert plain[0] > ece["value"]
+        expected = np.maximum(plain[[0, 2]] - plain[1] + ece["value"], 0)
+        assert (ece["low"], ece["high"]) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_the_interval_of_a_small_calibration_error_ends_at_0(rng):
+    y = np.repeat([0.0, 1.0, 1.0], 40)
+    ece = evaluate("binary", y, np.full(120, 2 / 3), classes=["a", "b"], n_boot=200)["ece"]
+    assert ece["value"] == pytest.approx(0, abs=1e-12)
+    assert 0 == ece["low"] <= ece["value"] < ece["high"]
 
 
 @pytest.mark.parametrize("grouped", [False, True])
