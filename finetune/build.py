@@ -237,7 +237,9 @@ def _with_kept_part(config: FinetuneConfig, name: str, tower: Tower, store: Feat
 
 
 def _policy(config: FinetuneConfig, name: str) -> Policy:
-    return Policy.parse(config.unfreeze if name == "tower" else config.text_unfreeze or config.unfreeze)
+    if name == "tower" or config.text_unfreeze is None:
+        return Policy.parse(config.unfreeze)
+    return Policy.parse(config.text_unfreeze, option="--text-unfreeze")
 
 
 def build(
@@ -292,7 +294,7 @@ def build(
         assert isinstance(classification, Classification)
         assert samples.task is not None  # it is what the classifier learns
         classification.start_from(classifier_from_run(config.warm_start, spec, samples.task))
-    weights = {name: parse_weight(weight) for name, weight in config.weight.items()}
+    weights = {name: parse_weight(name, weight) for name, weight in config.weight.items()}
     if config.consistency:
         objectives[Consistency.name], weights[Consistency.name] = Consistency(), config.consistency
     made = Weighted(objectives, weights)

@@ -248,7 +248,7 @@ class Loop:
             if wanted and all(each.grad is None for each in wanted):
                 raise FinetuneError(
                     f"{tower.name}: no loss depends on what would be trained of it, so nothing would change; use "
-                    f"another policy than --unfreeze {self._policies[name]}, or another pooling"
+                    f"another policy than {self._policies[name].option} {self._policies[name]}, or another pooling"
                 )
 
     def _require_finite_gradients(self, norm: Tensor | None, epoch: int, step: int) -> None:

@@ -303,9 +303,9 @@ def _remarks(metrics: dict[str, dict[str, Any]]) -> list[str]:
 def _of_training(config: FinetuneConfig, trained: Trained) -> list[str]:
     """Return warnings of a best epoch that came before an encoder was unfrozen, or that is worse than none."""
     best = trained.state.best_epoch or 0
-    frozen = [str(each) for each in trained.built.policies.values() if (each.first_epoch or 0) > best]
+    frozen = [f"{each.option} {each}" for each in trained.built.policies.values() if (each.first_epoch or 0) > best]
     remarks = [
-        f"the best epoch, {best + 1}, came before --unfreeze {policy} unfroze anything, so that encoder is its base; "
+        f"the best epoch, {best + 1}, came before {policy} unfroze anything, so that encoder is its base; "
         f"raise --patience if training stopped there, or lower the rates"
         for policy in dict.fromkeys(frozen)
     ]

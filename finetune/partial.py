@@ -191,11 +191,11 @@ def _lower_blocks(tower: Tower, policy: Policy) -> tuple[list[nn.Module], int]:
     stack = blocks(tower.network)
     trained = policy.as_last(len(stack))
     if trained is None:
-        raise EncoderError(f"{tower.name}: of --unfreeze {policy} no lower blocks stay as they are in every epoch")
+        raise EncoderError(f"{tower.name}: of {policy.option} {policy} no lower blocks stay as they are in every epoch")
     policy.prepare(tower.network)
     if trained == len(stack):
         raise EncoderError(
-            f"{tower.name}: --unfreeze {policy} freezes none of the {len(stack)} blocks of "
+            f"{tower.name}: {policy.option} {policy} freezes none of the {len(stack)} blocks of "
             f"{type(tower.network).__name__}; choose at most last:{len(stack) - 1}"
         )
     if isinstance(tower.encoder, ChunkedTextEncoder):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ConfigError, did_you_mean
+from heads.errors import HeadError
 from heads.params import describe_params, parse_params
 
 if TYPE_CHECKING:
@@ -92,9 +93,13 @@ def make_objective(name: str, settings: Mapping[str, Any], **given: Any) -> Obje
     for key in settings:
         if key not in known:
             hint = did_you_mean(key, known) if known else "it has none."
-            raise ConfigError(f"{name}: no setting {key!r}; {hint}")
+            raise ConfigError(f"--set {name}.{key}: {name} has no setting {key!r}; {hint}")
     own = {key: value for key, value in given.items() if key in _parameters(made) and key not in known}
-    return made(**own, **parse_params(made, settings))
+    try:
+        parsed = parse_params(made, settings)
+    except HeadError as error:
+        raise HeadError(f"--set {str(error).replace(': ', '.', 1)}") from error
+    return made(**own, **parsed)
 
 
 def split_settings(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast
 
 from torch import Tensor, nn
@@ -76,6 +76,8 @@ class Policy:
         Epochs before anything trains, of ``gradual``.
     rank
         Of the additions, of ``lora``.
+    option
+        What it was given with, for messages.
     """
 
     kind: Literal["none", "last", "all", "frozen", "gradual", "lora"]
@@ -85,10 +87,11 @@ class Policy:
     ramp_epochs: int = 0
     frozen_epochs: int = 0
     rank: int = 0
+    option: str = field(default="--unfreeze", compare=False)
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Return the policy that ``--unfreeze`` names.
+    def parse(cls, text: str, *, option: str = "--unfreeze") -> Self:
+        """Return the policy that ``--unfreeze``, or another option, names.
 
         Raises
         ------
@@ -100,9 +103,9 @@ class Policy:
                 kind, *given = match.groups()
                 values: Any = {name: read(each) for (name, read), each in zip(fields.items(), given, strict=True)}
                 if values.get("share", 0) <= 1:
-                    return cls(kind=cast("Any", kind), **values)
+                    return cls(kind=cast("Any", kind), option=option, **values)
         raise ConfigError(
-            f"--unfreeze {text}: expected none, last:K, all, frozen:S, frozen:S:FORM:E, gradual:E:K or lora:R: whole "
+            f"{option} {text}: expected none, last:K, all, frozen:S, frozen:S:FORM:E, gradual:E:K or lora:R: whole "
             f"numbers of K blocks and rank R from 1, of E epochs from 0 (of a FORM from 1), a share S of the blocks "
             f"from 0 to 1, and the FORM constant, linear, cosine or step"
         )
@@ -166,12 +169,12 @@ class Policy:
             If LoRA is asked for and peft is not installed.
         """
         if self.kind == "lora":
-            _add_lora(network, self.rank, seed)
+            _add_lora(network, self, seed)
         elif self._counts_blocks:
             count = len(anatomy(network).blocks)
             if self.blocks > count:
                 raise EncoderError(
-                    f"--unfreeze {self}: {type(network).__name__} has {count} blocks, fewer than {self.blocks}; "
+                    f"{self.option} {self}: {type(network).__name__} has {count} blocks, fewer than {self.blocks}; "
                     f"choose at most {count}, or all"
                 )
 
@@ -253,20 +256,20 @@ def _keep_statistics(network: nn.Module) -> None:
             module.training = False  # itself: a norm may hold other layers
 
 
-def _add_lora(network: nn.Module, rank: int, seed: int) -> None:
+def _add_lora(network: nn.Module, policy: Policy, seed: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise EncoderUnavailable(
-            f"--unfreeze lora:{rank} needs a package that is missing ({error}): pip install peft"
+            f"{policy.option} {policy} needs a package that is missing ({error}): pip install peft"
         ) from error
     targets = _linear_layers(network)
     if not targets:
         raise EncoderError(
-            f"--unfreeze lora:{rank}: the blocks of {type(network).__name__} have no linear layers; choose last:K"
+            f"{policy.option} {policy}: the blocks of {type(network).__name__} have no linear layers; choose last:K"
         )
     # Added to zero at first, with a scale that does not depend on the rank.
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets)
+    config = LoraConfig(r=policy.rank, lora_alpha=2 * policy.rank, lora_dropout=0.0, target_modules=targets)
     with seeded(seed):
         inject_adapter_in_model(config, network, adapter_name=_ADAPTER)
 

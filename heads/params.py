@@ -129,7 +129,9 @@ def _validated(head: type, name: str, value: Any, *, strict: bool) -> Any:
         return _adapter(head, name).validate_python(value, strict=strict)
     except ValidationError as error:
         expected = describe(_hints(head)[name])
-        raise HeadError(f"{_name(head)}: {name}={value!r} is wrong; expected {expected}") from error
+        # A list is shown as it was written.
+        given = ",".join(map(str, value)) if isinstance(value, tuple) and not strict else value
+        raise HeadError(f"{_name(head)}: {name}={given!r} is wrong; expected {expected}") from error
 
 
 def _from_text(value: Any, hint: Any) -> Any:

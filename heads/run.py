@@ -199,12 +199,12 @@ def read_trained(run: Path) -> frozenset[bytes]:
         with (run / TRAINED).open(newline="", encoding="utf-8") as file:
             trained = frozenset(bytes.fromhex(row["key"]) for row in csv.DictReader(file))
     except OSError as error:
-        raise RunError(f"{run / TRAINED}: cannot be read: {error.strerror or error}; fit the head again") from error
+        raise RunError(f"{run / TRAINED}: cannot be read: {error.strerror or error}; run its command again") from error
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise RunError(f"{run / TRAINED}: damaged, not a list of trained rows; fit the head again") from error
+        raise RunError(f"{run / TRAINED}: damaged, not a list of trained rows; run its command again") from error
     # Without it no row would count as trained on, and the check for leakage would pass whatever is evaluated.
     if not trained:
-        raise RunError(f"{run / TRAINED}: damaged, it lists no row; fit the head again")
+        raise RunError(f"{run / TRAINED}: damaged, it lists no row; run its command again")
     return trained
 
 

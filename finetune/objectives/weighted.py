@@ -43,7 +43,7 @@ class Weighted(nn.ModuleDict):
         given = dict(weights or {})
         for name in given:
             if name not in objectives:
-                raise ConfigError(f"weight of {name!r}: no objective of this run; it has {', '.join(objectives)}")
+                raise ConfigError(f"--weight {name}: no objective of this run; it has {', '.join(objectives)}")
         self._weights: dict[str, Weight] = {name: given.get(name, 1.0) for name in objectives}
 
     def weights(self, step: int) -> dict[str, float]:
@@ -57,9 +57,9 @@ class Weighted(nn.ModuleDict):
         at = {name: float(each(step) if callable(each) else each) for name, each in self._weights.items()}
         for name, weight in at.items():
             if not weight >= 0:
-                raise ConfigError(f"the weight of {name} is {weight:g} at step {step}; expected a number >= 0")
+                raise ConfigError(f"--weight {name}: is {weight:g} at step {step}; expected a number >= 0")
         if not any(weight for name, weight in at.items() if self._objective(name).in_evaluation):
-            raise ConfigError(f"the weights of {', '.join(at)} are all 0 at step {step}; nothing would be learned")
+            raise ConfigError(f"--weight: those of {', '.join(at)} are all 0 at step {step}; nothing would be learned")
         return {name: weight for name, weight in at.items() if weight}
 
     def joint(self, step: int) -> dict[str, Objective]:
@@ -86,11 +86,13 @@ class Weighted(nn.ModuleDict):
         return first
 
 
-def parse_weight(text: str | float) -> Weight:
+def parse_weight(name: str, text: str | float) -> Weight:
     """Return a weight written as a number, or as ``form:start:stop:begin:end``.
 
     Parameters
     ----------
+    name
+        Of the objective, for messages.
     text
         ``0.1``; or such as ``cosine:0:1:1000:10000``, which is `start` up to step `begin`, `stop` from step `end`
         on, and in between as `finetune.schedules.weight_factor` says.
@@ -115,9 +117,13 @@ def parse_weight(text: str | float) -> Weight:
         )
     except ValueError as error:
         raise ConfigError(
-            f"weight {text!r}: expected a number >= 0, or form:start:stop:begin:end, such as cosine:0:1:1000:10000"
+            f"--weight {name}={text}: expected a number >= 0, or form:start:stop:begin:end, such as "
+            f"cosine:0:1:1000:10000"
         ) from error
-    ramp(0)  # an unknown form, or an end before the beginning, is refused now and not in the first step
+    try:
+        ramp(0)  # an unknown form, or an end before the beginning, is refused now and not in the first step
+    except ConfigError as error:
+        raise ConfigError(f"--weight {name}={text}: {error}") from error
     return ramp
 
 

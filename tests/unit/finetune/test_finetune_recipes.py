@@ -134,7 +134,7 @@ def test_angiograms_train_the_upper_eighth_and_weigh_three_losses() -> None:
         assert settings(config, "contrastive") == {"temperature": 0.0588}
     assert (aligned.bag, aligned.aggregate, aligned.max_views) == ("StudyInstanceUID", "transformer:2:8", 10)
     assert (aligned.single_view, aligned.view_dropout, aligned.consistency) == (0.3, 0.3, 0.2)
-    weights = {name: parse_weight(each) for name, each in multitask.weight.items()}
+    weights = {name: parse_weight(name, each) for name, each in multitask.weight.items()}
     assert set(weights) == {"contrastive", "captioning", "masked"}
     assert settings(multitask, "masked")["share"] == 0.75
     assert settings(multitask, "captioning")["label_smoothing"] == 0.1

@@ -46,11 +46,16 @@ def test_settings_are_what_has_a_default() -> None:
     ("name", "settings", "message"),
     [
         ("contrastve", {}, "no objective 'contrastve'; did you mean 'contrastive'?"),
-        ("contrastive", {"temprature": 1}, "contrastive: no setting 'temprature'; did you mean 'temperature'?"),
-        ("contrastive", {"temperature": "warm"}, "contrastive: temperature='warm' is wrong; expected a number > 0"),
-        ("contrastive", {"temperature": 0}, "contrastive: temperature=0 is wrong; expected a number > 0"),
-        ("triplet", {"negative": "easy"}, "triplet: negative='easy' is wrong; expected 'roll' or 'random' or"),
-        ("classification", {"task": "x"}, "classification: no setting 'task'; "),
+        ("contrastive", {"temprature": 1}, "--set contrastive.temprature: contrastive has no setting 'temprature'; "),
+        (
+            "contrastive",
+            {"temperature": "warm"},
+            "--set contrastive.temperature='warm' is wrong; expected a number > 0",
+        ),
+        ("contrastive", {"temperature": 0}, "--set contrastive.temperature=0 is wrong; expected a number > 0"),
+        ("classification", {"hidden": "x"}, "--set classification.hidden='x' is wrong; expected a comma-separated"),
+        ("triplet", {"negative": "easy"}, "--set triplet.negative='easy' is wrong; expected 'roll' or 'random' or"),
+        ("classification", {"task": "x"}, "--set classification.task: classification has no setting 'task'; "),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(name: str, settings: dict[str, object], message: str) -> None:

@@ -57,17 +57,17 @@ def test_a_weight_follows_the_step_and_at_0_nothing_is_computed() -> None:
 
 
 def test_what_is_wrong_is_said_in_one_line() -> None:
-    with pytest.raises(ConfigError, match="weight of 'x': no objective of this run; it has a"):
+    with pytest.raises(ConfigError, match="--weight x: no objective of this run; it has a"):
         Weighted({"a": Mean(1.0)}, {"x": 1.0})
-    with pytest.raises(ConfigError, match="the weight of a is -1 at step 3; expected a number >= 0"):
+    with pytest.raises(ConfigError, match="--weight a: is -1 at step 3; expected a number >= 0"):
         Weighted({"a": Mean(1.0)}, {"a": -1.0}).weights(3)
-    with pytest.raises(ConfigError, match="the weights of a, b are all 0 at step 0"):
+    with pytest.raises(ConfigError, match="--weight: those of a, b are all 0 at step 0"):
         Weighted({"a": Mean(1.0), "b": Mean(1.0)}, {"a": 0.0, "b": 0.0})(OUTPUTS, 0)
 
 
 def test_a_weight_is_written_as_a_number_or_as_a_ramp() -> None:
-    assert parse_weight("0.1") == parse_weight(0.1) == 0.1
-    weighted = Weighted({"a": Mean(1.0), "b": Mean(1.0)}, {"b": parse_weight("cosine:0.5:1:10:30")})
+    assert parse_weight("b", "0.1") == parse_weight("b", 0.1) == 0.1
+    weighted = Weighted({"a": Mean(1.0), "b": Mean(1.0)}, {"b": parse_weight("b", "cosine:0.5:1:10:30")})
     # It rises from start to stop without a jump, half way in the middle.
     expected = {0: 0.5, 10: 0.5, 15: 0.5 + 0.25 * (1 - math.cos(math.pi / 4)), 20: 0.75, 30: 1.0, 99: 1.0}
     assert {step: weighted.weights(step)["b"] for step in expected} == pytest.approx(expected)
@@ -78,12 +78,14 @@ def test_a_weight_is_written_as_a_number_or_as_a_ramp() -> None:
 
 @pytest.mark.parametrize("text", ["much", "-1", "inf", "cosine:0:1:10", "cosine:0:1:10:x", "linear:0:-1:1:2", ""])
 def test_a_weight_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"weight '{text}': expected a number >= 0, or form:start:stop:begin:end"):
-        parse_weight(text)
+    with pytest.raises(ConfigError, match=f"--weight b={text}: expected a number >= 0, or form:start:stop:begin:end"):
+        parse_weight("b", text)
 
 
 def test_a_ramp_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="schedule 'cosin': expected linear, cosine, step"):
-        parse_weight("cosin:0:1:1:2")
+    with pytest.raises(
+        ConfigError, match="--weight b=cosin:0:1:1:2: .*schedule 'cosin': expected linear, cosine, step"
+    ):
+        parse_weight("b", "cosin:0:1:1:2")
     with pytest.raises(ConfigError, match="ends at step 1, before it begins at 5"):
-        parse_weight("linear:0:1:5:1")
+        parse_weight("b", "linear:0:1:5:1")
