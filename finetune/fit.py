@@ -41,7 +41,7 @@ from finetune.feed import Feed
 from finetune.history import History
 from finetune.items import Decoder, make_augment, text_items
 from finetune.loop import Course, Loop
-from finetune.outcome import Trained, finish, identity
+from finetune.outcome import Trained, finish
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import load_samples, read_rows, seen_by_head, store_of
@@ -218,7 +218,8 @@ def _claim(config: FinetuneConfig) -> None:
 
 
 def _identity(config: FinetuneConfig, manifest: Manifest, towers: Towers) -> str:
-    """Return what decides the weights that a run ends with: a stopped one goes on only with the same."""
+    """Return what decides the weights that a run ends with: a stopped one goes on, and opens test rows, as the same."""
+    options = {name: value for name, value in config.to_dict().items() if name not in FinetuneRecord.places}
     prints = [tower.encoder.spec.fingerprint for tower in towers.by_name.values()]
     heads = [head_digest(run) for run in (config.warm_start, config.teacher) if run is not None]
-    return digest_json([identity(config.to_dict(), manifest.digest), prints, heads])
+    return digest_json([options, manifest.digest, prints, heads])

@@ -91,8 +91,7 @@ def finish(
     judged = _judge(config, trained, "val", UNCHOSEN)
     thresholds = _thresholds(config, trained, judged.get("val"))
     cuts = [each.value for each in thresholds.values()]
-    run = identity(config.to_dict(), data.manifest.digest)
-    openings = opened(config, samples, data.rows("test"), store, run, command)
+    openings = opened(config, samples, data.rows("test"), store, state.run, command)
     if openings:
         progress.note(openings.explain())
     judged |= _judge(config, trained, "test", cuts or UNCHOSEN)
@@ -113,6 +112,7 @@ def finish(
         counts={**_counts(samples), "trained": len(trained.train), "choosing": len(trained.choosing)},
         parameters=_parameters(trained),
         training={
+            "run": state.run,
             "epochs": state.epoch,
             "steps": state.step,
             "last_step": trained.runner.last_step,
@@ -220,12 +220,6 @@ def _judge(
         write=True,
     )
     return {split: found}
-
-
-def identity(config: Mapping[str, Any], manifest_digest: str) -> str:
-    """Return the identity of a run, under which it opens test rows, from its configuration and its samples."""
-    options = {name: value for name, value in config.items() if name not in FinetuneRecord.places}
-    return digest_json([options, manifest_digest])
 
 
 def opened(

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, ValidationError
 
 from heads.errors import RunError
-from heads.record import FILE, read_values
+from heads.record import FILE, SCHEMA, read_values
 from heads.stable_record import StableRecord
 
 KIND = "finetune"
@@ -37,10 +37,11 @@ class FinetuneRecord(StableRecord):
     parameters
         Per part of the network how many parameters it has (``all``) and how many were ever trained (``trained``).
     training
-        Whole ``epochs`` that were made, ``steps``, the ``last_step`` there could have been, what the rows that chose
-        were worth ``before`` any training, the ``looks`` at them, as steps that had been made,
-        ``best_epoch``, ``best_step``, ``best_value`` and what it was ``chosen_by`` and ``chosen_on``,
-        ``processes``, and the objectives' ``measures`` at the best step, such as a temperature.
+        The identity of the ``run``, under which it opens test rows; whole ``epochs`` that were made,
+        ``steps``, the ``last_step`` there could have been, what the rows that chose were worth ``before`` any training,
+        the ``looks`` at them, as steps that had been made, ``best_epoch``, ``best_step``, ``best_value`` and what it
+        was ``chosen_by`` and ``chosen_on``, ``processes``, and the objectives' ``measures`` at the best step, such as
+        a temperature.
     history
         Per look the mean ``train/...`` since the one before, and the ``val/...`` values.
     metrics
@@ -84,6 +85,11 @@ class FinetuneRecord(StableRecord):
             If there is none, or it is damaged.
         """
         values = read_values(run)
+        if values.get("schema") != SCHEMA:
+            raise RunError(
+                f"{run / FILE}: has schema {values.get('schema')}, this release reads {SCHEMA}; update Frostline, or "
+                f"fine-tune again"
+            )
         try:
             flat = {name: value for name, value in values.items() if name not in ("schema", "kind", "volatile")}
             found = cls(**flat, **values["volatile"])
@@ -102,6 +108,7 @@ class FinetuneRecord(StableRecord):
             "inputs": self.inputs and all("modality" in each for each in self.inputs),
             "task": bool(self.task) or "classification" not in self.config.get("objective", ()),
             "training.last_step": isinstance(self.training.get("last_step"), int),
+            "training.run": isinstance(self.training.get("run"), str),
             "thresholds": all(isinstance(each.get("value"), float) for each in self.thresholds.values()),
         }
         return next((name for name, is_there in whole.items() if not is_there), None)

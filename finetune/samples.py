@@ -36,6 +36,9 @@ from heads.loading import gate
 from heads.run import read_trained
 from heads.samples import agreed, encode_samples, positions
 
+LARGEST = 1e18
+"""The largest value of a regression; networks compute in 32-bit numbers, which end at 3e38, and losses square."""
+
 Decode = Callable[[Manifest], Mapping[int, SampleError]]
 """Decodes the inputs of a manifest, and returns what is wrong with those that cannot be, by position."""
 
@@ -253,6 +256,8 @@ def load_samples(
     stand_in = Task(kind="regression", targets=(config.text or manifest.input,))
     y = np.zeros(len(inputs.manifest)) if known is None else encode_samples(known, manifest, inputs.manifest)
     data = label(manifest, inputs, known or stand_in, y, store, progress, need_train=need_train)
+    if known is not None and known.kind == "regression":
+        _require_moderate(data)
     if need_train and known is not None:
         _require_differences(data)
     if task is not None and not labelled:
@@ -264,6 +269,25 @@ def load_samples(
         judged = {split: data.rows(split) for split in ("val", "test")}
         remarks += refuse_seen(data, encoders, judged, allow=config.allow_leakage)
     return Samples(data=data, task=task, texts=_texts(config.text, manifest, data)), remarks
+
+
+def _require_moderate(data: Labelled) -> None:
+    """Refuse values of a regression whose squares 32-bit numbers do not hold.
+
+    Raises
+    ------
+    TaskError
+        If there is one.
+    """
+    columns = data.y.reshape(len(data.y), -1)
+    found = np.argwhere(np.abs(columns) > LARGEST)  # what is missing is NaN, and no larger than anything
+    if len(found):
+        row, column = found[0]
+        raise TaskError(
+            f"{data.manifest.path}, column {data.task.targets[column]!r}: {columns[row, column]:g} of "
+            f"{data.manifest.ids[row]!r} is too large; expected numbers up to {LARGEST:g}: correct it, or give the "
+            f"column in other units"
+        )
 
 
 def _require_differences(data: Labelled) -> None:

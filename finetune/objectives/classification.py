@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -135,6 +136,11 @@ class Classification(Objective):
                 f"{self.name}: pos_weight={pos_weight} needs positives, and the task is {task.kind}; "
                 "use class_weight=balanced for classes"
             )
+        _require_use(
+            task,
+            of_classes={"label_smoothing": label_smoothing != 0, "focal_gamma": focal_gamma != 0},
+            of_regression={"loss": loss != "huber", "huber_delta": huber_delta != 1},
+        )
         self.kind = task.kind
         self.loss: LossName = _loss_of(task, loss)
         self.label_smoothing = label_smoothing
@@ -270,6 +276,22 @@ class Classification(Objective):
             return torch.ones_like(values)
         # By class and target; a multiclass task has one target.
         return self.class_weights.gather(0, values.long())
+
+
+def _require_use(task: Task, *, of_classes: Mapping[str, bool], of_regression: Mapping[str, bool]) -> None:
+    """Refuse settings that were changed and have no effect on this kind of task.
+
+    Raises
+    ------
+    TaskError
+        If there is one.
+    """
+    is_regression = task.kind == "regression"
+    idle = of_classes if is_regression else of_regression
+    for name, is_changed in idle.items():
+        if is_changed:
+            of = "classes and labels" if is_regression else "a regression"
+            raise TaskError(f"--set classification.{name}: is of {of}, and the task is {task.kind}; leave it out")
 
 
 def _loss_of(task: Task, loss: RegressionLoss) -> LossName:

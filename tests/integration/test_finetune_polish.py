@@ -1,4 +1,4 @@
-"""What `finetune`, `evaluate` and `predict` say: the option that is meant, each thing once, and no library's warning."""
+"""What `finetune`, `evaluate` and `predict` say: the option that is meant, each thing once, no library's warning."""
 
 from __future__ import annotations
 
@@ -116,3 +116,74 @@ def test_a_damaged_list_of_trained_rows_is_not_blamed_on_a_head(frostline, damag
     result = frostline("evaluate", damaged, table, "--split", "test")
     assert_refused(result, "trained.csv: damaged", "run its command again")
     assert "head" not in result.error
+
+
+@pytest.mark.parametrize(
+    ("target", "setting", "said"),
+    [
+        ("label", "loss=mse", "--set classification.loss: is of a regression, and the task is binary"),
+        ("label", "huber_delta=2", "--set classification.huber_delta: is of a regression"),
+        ("number", "label_smoothing=0.1", "--set classification.label_smoothing: is of classes and labels"),
+        ("number", "focal_gamma=2", "--set classification.focal_gamma: is of classes and labels"),
+    ],
+)
+def test_settings_of_another_kind_of_task_are_refused(tune: Run, target: str, setting: str, said: str) -> None:
+    kind = ["--kind", "regression"] if target == "number" else []
+    result, run = tune(*kind, "--set", f"classification.{setting}", target=target)
+    assert_refused(result, said, "leave it out")
+    assert not run.exists()
+
+
+def test_a_number_that_is_too_large_is_named_with_its_column(tune: Run, table: Path) -> None:
+    def enlarge(row: list[str]) -> None:
+        row[3] = "1e300" if row[0] == "s3" else row[3]
+
+    result, run = tune("--kind", "regression", target="number", manifest=changed(table, enlarge, "large.csv"))
+    assert_refused(result, "large.csv, column 'number': 1e+300 of 's3' is too large", "in other units")
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_the_record_of_another_release_is_refused(
+    frostline, damaged: Path, table: Path, tmp_path: Path, command: str
+) -> None:
+    path = damaged / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
+    more = ["--split", "test"] if command == "evaluate" else ["--out", tmp_path / "out.csv"]
+    assert_refused(frostline(command, damaged, table, *more), "record.json: has schema 99, this release reads 1")
+
+
+def test_samples_without_labels_are_for_predict(frostline, finished: Path, table: Path, tmp_path: Path) -> None:
+    rows = list(csv.reader(table.read_text().splitlines()))
+    bare = table.with_name("bare.csv")
+    with bare.open("w", newline="") as file:
+        csv.writer(file).writerows([row[:2] for row in rows])
+    assert_refused(frostline("evaluate", finished, bare), "no column 'label'", "frostline predict")
+    assert frostline("predict", finished, bare, "--out", tmp_path / "out.csv").code == 0
+
+
+@pytest.mark.parametrize("option", ["--choose", "--encoder"])
+def test_a_run_is_kept_until_its_replacement_has_been_judged(tune: Run, option: str) -> None:
+    first, run = tune()
+    assert first.code == 0, first.err
+    before = (run / "record.json").read_bytes()
+    assert_refused(tune("--overwrite", option, "nothing")[0], "nothing")
+    assert (run / "record.json").read_bytes() == before
+
+
+def test_two_teachers_at_one_place_open_test_rows_as_two(frostline, tune: Run, vision: str, table: Path) -> None:
+    """Another head at the path of the first makes another run, and `evaluate` counts as the run that it judges."""
+    teacher, store = table.parent / "teacher", table.parent / "features"
+    features = ["--input", "path", "--encoder", vision, "--store", store]
+    frostline("extract", table, *features)
+    fit = ["fit-head", table, *features, "--target", "label", "--head", "linear", "--split", "split", "--bootstrap", 0]
+    openers = []
+    for penalty in (1, 0.01):
+        head = frostline(*fit, "--refit", "train", "--set", f"C={penalty}", "--out", teacher, "--overwrite")
+        assert head.code == 0, head.err
+        result, run = tune("--teacher", teacher, "--store", store, out=f"run{penalty}")
+        assert result.code == 0, result.err
+        openers.append(json.loads((run / "record.json").read_text())["volatile"]["openings"])
+    assert openers[1]["run"] != openers[0]["run"]
+    judged = frostline("evaluate", run, table, "--split", "test", "--bootstrap", 0, "--json", "--store", store)
+    assert judged.json["openings"]["run"] == openers[1]["run"]

@@ -44,9 +44,10 @@ def train(network: nn.Module, run: Run, steps: int = 2) -> None:
 def test_messages_name_the_option_that_a_policy_was_given_with() -> None:
     with pytest.raises(ConfigError, match="--text-unfreeze last: expected none"):
         Policy.parse("last", option="--text-unfreeze")
+    network = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 4), 2, enable_nested_tensor=False)
+    policy = Policy.parse("last:9", option="--text-unfreeze")
     with pytest.raises(EncoderError, match="--text-unfreeze last:9: TransformerEncoder has"):
-        network = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 4), 2, enable_nested_tensor=False)
-        Policy.parse("last:9", option="--text-unfreeze").prepare(network)
+        policy.prepare(network)
     assert Policy.parse("last:1", option="--text-unfreeze") == Policy.parse("last:1")
 
 

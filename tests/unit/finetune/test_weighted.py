@@ -84,7 +84,7 @@ def test_a_weight_that_is_none_is_refused(text: str) -> None:
 
 def test_a_ramp_that_is_none_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match="--weight b=cosin:0:1:1:2: .*schedule 'cosin': expected linear, cosine, step"
+        ConfigError, match=r"--weight b=cosin:0:1:1:2: .*schedule 'cosin': expected linear, cosine, step"
     ):
         parse_weight("b", "cosin:0:1:1:2")
     with pytest.raises(ConfigError, match="ends at step 1, before it begins at 5"):
