@@ -22,7 +22,7 @@ import typer
 
 from data.config import Config, read_yaml
 from data.errors import FrostlineError
-from data.progress import Bars, Lines, Progress
+from data.progress import Bars, Lines, Progress, Silent
 from featurestore.config import ExtractConfig
 from finetune.config import FinetuneConfig
 from heads.config import CompareConfig, EvaluateConfig, FitConfig, PredictConfig, TuneConfig, ZeroShotConfig
@@ -198,12 +198,14 @@ def tune(config: TuneConfig, *, as_json: Json = False) -> None:
 @command(FinetuneConfig, name="finetune")
 def finetune(config: FinetuneConfig, *, as_json: Json = False) -> None:
     """Train through an encoder, judge it, and hand it back; the same command goes on after an interruption."""
+    if "WORLD_SIZE" in os.environ:  # before torch is imported, which else warns of its own settings in every process
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from finetune.fit import finetune as run_finetune
     from finetune.table import split_table
 
     with _progress() as progress:
         record = run_finetune(config, command=_command_line(), progress=progress)
-    if os.environ.get("RANK", "0") != "0":  # of several processes, one speaks
+    if not _speaks():
         return
     for warning in record.warnings:
         _say(f"warning: {warning}")
@@ -443,6 +445,11 @@ def _list_failures(failures: Sequence[Mapping[str, str]]) -> None:
         _say(f"... and {len(failures) - 10} more, all listed in the store's ledger")
 
 
+def _speaks() -> bool:
+    """Return whether this process shows progress and results: of several that torchrun started, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _command_line() -> str:
     import shlex
 
@@ -452,6 +459,9 @@ def _command_line() -> str:
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """Show progress on stderr: bars on a terminal, plain lines elsewhere."""
+    if not _speaks():
+        yield Silent()
+        return
     with Bars() if sys.stderr.isatty() else Lines(sys.stderr) as display:
         yield display
 
@@ -495,7 +505,12 @@ def main() -> None:
         # A shell that starts a job in the background may have asked it to ignore Ctrl-C.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Nothing is left to unwind, and libraries that clean up behind us would show a traceback.
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_DFL)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -507,7 +522,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments), prog_name="frostline", standalone_mode=False)
     except FrostlineError as error:
-        _say(f"frostline: error: {' '.join(str(error).split())}")
+        if message := " ".join(str(error).split()):  # without one, another process has said it
+            _say(f"frostline: error: {message}")
         return error.exit_code
     except typer.TyperException as error:
         message = error.format_message()

@@ -42,6 +42,7 @@ from finetune.history import History
 from finetune.items import Decoder, make_augment, text_items
 from finetune.loop import Course, Loop
 from finetune.outcome import Trained, finish
+from finetune.processes import first_before_others
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import load_samples, read_rows, seen_by_head, store_of
@@ -73,15 +74,15 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         If an option, the manifest, an encoder or the run directory is wrong, or training diverges.
     """
     progress, started = progress or Silent(), time.perf_counter()
-    check_options(config)
-    check_trackers(config.track)
-    parse_rule(config.threshold)
     device = resolve_device(config.device)
     accelerator = make_accelerator(torch.device(device), config.amp)
     if device == "cuda":  # of several processes, each has a GPU of its own
         device = str(accelerator.device)
-    # One process makes directories and fills caches; the others find them.
-    with accelerator.main_process_first():
+    with first_before_others(accelerator):
+        check_options(config)
+        check_trackers(config.track)
+        parse_rule(config.threshold)
+        augment = make_augment(config.augment, config.seed)
         if accelerator.is_main_process:
             _refuse_taken(config)
         manifest = read_rows(config)
@@ -97,11 +98,11 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         texts = text_items(towers.text_tower, samples, config.workers, progress, fills=fills)
         if config.teacher is not None:
             samples = replace(samples, taught=taught_by(config.teacher, samples, store, progress))
-    built = build(config, samples, towers, device=device)
-    remarks += built.remarks
-    groups = groups_of(config, built)
-    train, choosing = samples.choosing(config.validation_fraction, config.seed)
-    remarks += seen_by_head(config, samples, choosing)
+        built = build(config, samples, towers, device=device)
+        remarks += built.remarks
+        groups = groups_of(config, built)
+        train, choosing = samples.choosing(config.validation_fraction, config.seed)
+        remarks += seen_by_head(config, samples, choosing)
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate, "processes": accelerator.num_processes}
     last_step = config.epochs * len(steps_of(train, **sizes))
     runner = Runner(
@@ -113,7 +114,7 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
             text_tower=towers.text_tower,
             texts=texts,
             known=built.known,
-            augment=make_augment(config.augment, config.seed),
+            augment=augment,
             views=ViewChoice(
                 limit=config.max_views,
                 single=config.single_view,
@@ -130,9 +131,11 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     )
     loop = Loop(runner, policies=built.policies, groups=groups, course=_course(config))
     checkpoints = Checkpoints(config.out / "checkpoints", loop.changing)
-    state = (None if config.overwrite else checkpoints.read(run)) or Progressed(run=run)
+    with first_before_others(accelerator):
+        state = (None if config.overwrite else checkpoints.read(run)) or Progressed(run=run)
+        if state.step:
+            checkpoints.load(state, loop.model, loop.stateful)
     if state.step:
-        checkpoints.load(state, loop.model, loop.stateful)
         progress.note(f"going on after step {state.step}, in epoch {state.epoch}")
 
     def judge() -> tuple[Mapping[str, float], float]:
@@ -141,8 +144,9 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
 
     # Nothing can be chosen by what is not there: that is found out before any training.
     before = judge()[0] if not state.step else {}
-    if accelerator.is_main_process:
-        _claim(config)
+    with first_before_others(accelerator):
+        if accelerator.is_main_process:
+            _claim(config)
     history = History(config.out, until=state.step)
     if len(history.columns.get("train/loss", ())) < state.epoch:
         raise RunError(f"{config.out / 'metrics.jsonl'}: damaged or missing; begin anew with --overwrite")

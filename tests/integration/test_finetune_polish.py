@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 import torch
 
 Run = Callable[..., Any]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -187,3 +191,46 @@ def test_two_teachers_at_one_place_open_test_rows_as_two(frostline, tune: Run, v
     assert openers[1]["run"] != openers[0]["run"]
     judged = frostline("evaluate", run, table, "--split", "test", "--bootstrap", 0, "--json", "--store", store)
     assert judged.json["openings"]["run"] == openers[1]["run"]
+
+
+@pytest.fixture
+def on_two(vision: str, table: Path, tmp_path: Path) -> Run:
+    """Return a function that fine-tunes on two processes."""
+
+    def run(*arguments: object, port: int) -> subprocess.CompletedProcess[str]:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+        command = ["-m", "cli", "finetune", table, "--input", "path", "--encoder", vision, "--split", "split"]
+        options = ["--objective", "classification", "--epochs", 1, "--batch-size", 6, "--bootstrap", 0]
+        whole = map(str, [*launch, *command, *options, "--out", tmp_path / "run", *arguments])
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(list(whole), capture_output=True, text=True, env=environment, check=False, timeout=120)
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(3))
+def test_of_two_processes_one_says_what_is_wrong(on_two: Run, tmp_path: Path, number: int) -> None:
+    """An option, a column, and a directory that cannot be made, which only the first of them knows."""
+    (tmp_path / "file").write_text("")
+    arguments, said = [
+        (["--target", "label", "--augment", "flop"], "did you mean 'flip'"),
+        (["--target", "lable"], "no column 'lable'"),
+        (["--target", "label", "--store", tmp_path / "store", "--out", tmp_path / "file" / "run"], "cannot be written"),
+    ][number]
+    done = on_two(*arguments, port=29651 + number)
+    assert done.returncode != 0
+    assert done.stderr.count("frostline: error:") == 1
+    assert said in done.stderr
+    assert "closed by peer" not in done.stderr
+    assert done.stderr.count("Traceback") == 1  # the launcher's own
+    assert "frostline: interrupted" not in done.stderr
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_tells_how_far_it_is(on_two: Run) -> None:
+    done = on_two("--target", "label", "--unfreeze", "all", port=29655)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("decoding: 24") == 1
+    assert done.stderr.count("test openings") <= 1
+    assert "find_unused_parameters" not in done.stderr
