@@ -260,6 +260,28 @@ def report(
 
 
 @app.command()
+def difference(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    others: Annotated[list[Path], typer.Argument(help="Runs that were judged on the same rows.")],
+    split: Annotated[str, typer.Option("--split", help="The rows: test, val or cv.")] = "test",
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="A metric; default: the first three of the task.")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option("--bootstrap", min=2, help="Resamples of groups behind each test.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the resamples.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Test whether a run differs from others on the rows that all of them judged: heads and fine-tuned runs alike."""
+    from heads.difference import difference as run_difference
+
+    found = run_difference(run, others, split=split, metrics=metric or (), n_boot=bootstrap, seed=seed)
+    for warning in found.warnings:
+        _say(f"warning: {warning}")
+    _print(found.to_dict() if as_json else found.table())
+    _say(f"{found.rows} {found.split} rows of {found.groups} groups, resampled as wholes; p by Holm over all of these")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="The directory to write.")] = Path("demo"),
 ) -> None:

@@ -10,7 +10,6 @@ A run that is finished in the work directory is not made again.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shlex
@@ -20,9 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from heads.evaluation.paired import paired_difference
+from heads.difference import difference
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, TEXTS = "offline:efficientnet-lite0", "offline:minilm"
@@ -46,7 +43,7 @@ RUNS: dict[str, dict[str, str]] = {
         "last:1": f"finetune {{data}} {REVIEWS} --encoder {TEXTS} --objective classification --unfreeze last:1 "
         "--epochs 2 --batch-size 16 --lr 2e-5 --encoder-lr 1 --schedule linear --weight-decay 0 --choose accuracy "
         "--seed 42 --cache-depth --warm-start {probe}",
-        "DistilBERT, small, from random weights": f"finetune {{data}} {REVIEWS} --encoder hf:{{small}} --pooling cls "
+        "DistilBERT, small, from random weights": f"finetune {{data}} {REVIEWS} --encoder hf:{{texts}} --pooling cls "
         "--objective classification --set classification.hidden=128 --set classification.dropout=0.2 --unfreeze all "
         "--epochs 3 --batch-size 32 --lr 5e-4 --encoder-lr 1 --choose accuracy --seed 42",
     },
@@ -54,8 +51,15 @@ RUNS: dict[str, dict[str, str]] = {
         "none": f"{PAIRS} --unfreeze none",
         "last:1": f"{PAIRS} --unfreeze last:1 --encoder-lr 0.025 --cache-depth",
     },
+    "lus_video": {
+        "three objectives": "finetune {data} --input path --text text --split split --group group_id "
+        f"--encoder hf:{{clips}} --text-encoder {TEXTS} --objective contrastive,captioning,masked --weight masked=0.1 "
+        "--set captioning.layers=2 --set captioning.dim=128 --set captioning.heads=4 --set captioning.feedforward=256 "
+        "--set masked.dim=64 --unfreeze all --text-unfreeze none --epochs 30 --batch-size 16 --lr 1e-3 "
+        "--encoder-lr 0.5",
+    },
 }
-"""By data set, the commands of each run; ``{data}``, ``{probe}`` and ``{small}`` are filled in."""
+"""By data set, the commands of each run; ``{data}``, ``{probe}``, ``{texts}`` and ``{clips}`` are filled in."""
 PROSE = {
     "brain_mri": "Slices of four classes, near-duplicates never apart. The difference is to the probe, a linear head "
     "on the frozen features of the same training rows, by a paired bootstrap over groups on the same test rows.",
@@ -64,6 +68,11 @@ PROSE = {
     "form, two blocks of 128 without any pretraining (`small_distilbert` of the script), trained as a whole.",
     "flickr8k_1k": "Photographs and their first captions, mapped to one space by two linear layers (`none`) and by the "
     "uppermost blocks of both encoders (`last:1`). Before training: val rows, before the first step.",
+    "lus_video": "Whole lung-ultrasound clips and the comments of the physicians who reviewed them, which repeat and "
+    "mention the findings: a small VideoMAE from random weights (`small_videomae` of the script) is aligned with the "
+    "frozen sentence encoder, captioned and masked in one run. Each loss by itself: of training rows the means of the "
+    "first and the last epoch; of held-out patients, who chose the epoch, before the first step and in the best epoch. "
+    "65 clips teach no captions: that all fall together is what this shows.",
 }
 
 
@@ -83,6 +92,22 @@ def small_distilbert(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def small_videomae(folder: Path) -> None:
+    """Write a small VideoMAE with random weights, for clips of 16 frames of 112 x 112 pixels."""
+    import torch
+    from transformers import VideoMAEConfig, VideoMAEModel, VideoMAEVideoProcessor
+
+    shape = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    VideoMAEModel(VideoMAEConfig(image_size=112, **shape)).save_pretrained(folder)
+    side = {"height": 112, "width": 112}
+    VideoMAEVideoProcessor(size={"shortest_edge": 112}, crop_size=side).save_pretrained(folder)
+
+
+NETWORKS = {"texts": ("small-distilbert", small_distilbert), "clips": ("small-videomae", small_videomae)}
+"""Networks from random weights: their directories, and what makes them."""
+
+
 def frostline(command: Sequence[str], work: Path) -> None:
     """Run one command; stop at the first that fails."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -95,13 +120,15 @@ def frostline(command: Sequence[str], work: Path) -> None:
 
 def made(name: str, datasets: Path, work: Path) -> dict[str, Path]:
     """Make the runs of a data set, and return their directories."""
-    data, small = datasets / name / "manifest.csv", work / "small-distilbert"
+    stands = {"data": str(datasets / name / "manifest.csv")}
+    for network, (folder, make) in NETWORKS.items():
+        stands[network] = str(work / folder)
+        if not (work / folder).is_dir():
+            make(work / folder)
     runs: dict[str, Path] = {}
-    if not small.is_dir():
-        small_distilbert(small)
     for run, command in RUNS[name].items():
-        out = work / f"{name}-{run.split(',')[0].replace(':', '')}"
-        filled = command.format(data=data, probe=runs.get("probe", ""), small=small)
+        out = work / f"{name}-{run.split(',')[0].replace(':', '').replace(' ', '-')}"
+        filled = command.format(**stands, probe=runs.get("probe", ""))
         place = [] if run == "extract" else ["--out", str(out)]
         if run == "extract" or not (out / "record.json").is_file():
             frostline([*shlex.split(filled), "--store", str(work / "store"), *place], work)
@@ -123,38 +150,12 @@ def classified(runs: Mapping[str, Path]) -> list[str]:
     metrics = ["roc_auc", "average_precision", "log_loss"] if binary else ["accuracy", "macro_roc_auc", "log_loss"]
     lines = [f"| | {' | '.join(metrics)} |", "|---|" + "---|" * len(metrics)]
     for run, record in records.items():
-        cells = []
-        for metric in metrics:
-            text = shown(record["metrics"]["test"][metric])
-            if run != "probe":
-                text += f", {difference(runs['probe'], runs[run], record['task'], metric)}"
-            cells.append(text)
+        cells = [shown(record["metrics"]["test"][metric]) for metric in metrics]
+        if run != "probe":
+            tested = difference(runs[run], [runs["probe"]], metrics=metrics).differences
+            cells = [f"{cell}, {each.text}, p = {each.p:.2g}" for cell, each in zip(cells, tested, strict=True)]
         lines.append(f"| {run} | {' | '.join(cells)} |")
     return lines
-
-
-def difference(probe: Path, run: Path, task: Mapping[str, Any], metric: str) -> str:
-    """Return the difference of a run to the probe on the same test rows, with interval and p."""
-    ours, theirs = test_rows(run), test_rows(probe)
-    names = sorted(ours)
-    if names != sorted(theirs):
-        raise SystemExit(f"{run} and {probe} were judged on other rows")
-    classes = task["classes"]
-    y = np.array([classes.index(ours[name]["true"]) for name in names])
-    sides = []
-    for rows in (ours, theirs):
-        scores = np.array([[float(rows[name][f"prob[{each}]"]) for each in classes] for name in names])
-        sides.append(scores[:, 1] if task["kind"] == "binary" else scores)
-    found = paired_difference(
-        task["kind"], y, *sides, metric=metric, groups=np.array([ours[name]["group"] or name for name in names])
-    )
-    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p = {found.p:.2g}"
-
-
-def test_rows(run: Path) -> dict[str, dict[str, str]]:
-    """Return the predictions of a run's test rows by id."""
-    with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        return {row["id"]: row for row in csv.DictReader(file) if row["split"] == "test"}
 
 
 def retrieved(runs: Mapping[str, Path]) -> list[str]:
@@ -177,6 +178,26 @@ def retrieved(runs: Mapping[str, Path]) -> list[str]:
     return lines
 
 
+def learned(runs: Mapping[str, Path]) -> list[str]:
+    """Return the table of the losses of runs with several objectives."""
+    lines = ["| | training, first epoch | last epoch | held out, before | best epoch |", "|---|---|---|---|---|"]
+    for path in runs.values():
+        record = json.loads((path / "record.json").read_text(encoding="utf-8"))
+        training, history = record["training"], record["history"]
+        for objective in record["config"]["objective"]:
+            train, held = history[f"train/{objective}"], history[f"val/{objective}"]
+            values = [train[0], train[-1], training["before"][objective], held[training["best_epoch"]]]
+            lines.append(f"| {objective} | {' | '.join(f'{value:.3f}' for value in values)} |")
+    return lines
+
+
+def table(runs: Mapping[str, Path]) -> list[str]:
+    """Return what is told of the runs of a data set."""
+    if "probe" in runs:
+        return classified(runs)
+    return retrieved(runs) if "none" in runs else learned(runs)
+
+
 def main() -> None:
     """Make all runs and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,10 +215,11 @@ def main() -> None:
     ]
     for name, commands in RUNS.items():
         runs = made(name, options.datasets.resolve(), work)
-        stands = {"data": f"{name}/manifest.csv", "probe": f"runs/{name}-probe", "small": "small-distilbert"}
+        networks = {network: folder for network, (folder, _) in NETWORKS.items()}
+        stands = {"data": f"{name}/manifest.csv", "probe": f"runs/{name}-probe", **networks}
         page += [f"## {name}", "", PROSE[name], "", "```"]
         page += [f"frostline {command.format(**stands)}" for command in commands.values()]
-        page += ["```", "", *(classified(runs) if "probe" in runs else retrieved(runs)), ""]
+        page += ["```", "", *table(runs), ""]
     (ROOT / "docs" / "fine-tuning-results.md").write_text("\n".join(page), encoding="utf-8")
 
 

@@ -56,7 +56,7 @@ Settings = Annotated[dict[str, Any], BeforeValidator(_as_settings)]
 class Config(BaseModel):
     """Base of every command's configuration: frozen, strict about names, explained in one line when wrong."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def build(cls, values: Mapping[str, Any], *, where: str) -> Self:
@@ -108,6 +108,10 @@ def _expected(kind: str, message: str) -> str:
         return "a whole number"
     if kind in ("float_parsing", "float_type"):
         return "a number"
+    if kind == "string_too_short":
+        return "a text that is not empty"
+    if kind == "too_short":
+        return "at least one"
     return message.removeprefix("Input should be ").removeprefix("Value error, ")
 
 

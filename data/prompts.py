@@ -47,6 +47,11 @@ class PromptTexts:
     positive: tuple[tuple[str, ...], ...]
     negative: tuple[tuple[str, ...], ...]
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every prompt, each once."""
+        return tuple(dict.fromkeys(text for side in (self.positive, self.negative) for own in side for text in own))
+
 
 @dataclass(frozen=True)
 class _File:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 COMMANDS = (
-    "extract", "fit-head", "zero-shot", "tune", "compare", "finetune", "evaluate", "predict", "report",
+    "extract", "fit-head", "zero-shot", "tune", "compare", "difference", "finetune", "evaluate", "predict", "report",
     "store ls", "store info", "store verify", "store gc", "store compact", "store export", "store import",
     "encoders", "heads", "doctor", "demo",
 )  # fmt: skip

@@ -369,6 +369,8 @@ def _summary(path: Path) -> str:
 
 
 def _suggestion(text: str, prefixes: set[str]) -> str:
+    if (Path(text) / "encoder" / HANDED_BACK).is_file():
+        return f"that is a run; its encoder is {Path(text) / 'encoder'}."
     if Path(text).exists():
         return f"a local checkpoint needs its family in front, e.g. hf:{text} or open_clip:local-dir:{text}."
     prefix, colon, _ = text.partition(":")

@@ -12,14 +12,15 @@ from typing import TypeVar
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError
+from safetensors import SafetensorError
 
 from featurestore.errors import WeightsUnavailable
 from featurestore.weights import first_line
 
 T = TypeVar("T")
 _TIMEOUT_S = 10.0
-_MISSING = (OSError, RuntimeError, ValueError)
-"""What transformers, timm and open_clip raise where a file is neither cached nor found."""
+UNLOADABLE = (OSError, RuntimeError, ValueError, KeyError, SafetensorError)
+"""What transformers, timm and open_clip raise where a file is missing, or damaged."""
 
 
 def from_cache_or_hub(load: Callable[[], T], *, encoder: str, repo: str) -> T:
@@ -42,11 +43,11 @@ def from_cache_or_hub(load: Callable[[], T], *, encoder: str, repo: str) -> T:
     try:
         with _offline():
             return load()
-    except _MISSING:
+    except UNLOADABLE:
         gated = _require_reachable(encoder, repo)
     try:
         return load()
-    except _MISSING as error:
+    except UNLOADABLE as error:
         terms = f" Accept the terms at https://huggingface.co/{repo} and run `hf auth login`." if gated else ""
         raise WeightsUnavailable(f"{encoder}: cannot be loaded from the hub: {first_line(error)}{terms}") from error
 

@@ -46,7 +46,7 @@ KeyedBy = Literal["content", "id"]
 
 _GROUP = re.compile(r".+-[0-9a-f]{12}")
 _REMEDY = "free space or choose another --store (what was committed before is intact)"
-_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR}
 
 
 @contextmanager

@@ -131,7 +131,8 @@ def from_hf(processor: Any) -> ImageTransform:
     ----------
     processor
         A processor that resizes, crops, rescales and normalises as transformers' own base classes do (CLIP,
-        SigLIP, ViT, DeiT, BiT and with it DINOv2, ...), or as ConvNeXT's does.
+        SigLIP, ViT, DeiT, BiT and with it DINOv2, ...), as ConvNeXT's does, or as those of videos do with each frame
+        (VideoMAE, TimeSformer, ViViT).
 
     Raises
     ------
@@ -148,6 +149,8 @@ def from_hf(processor: Any) -> ImageTransform:
     resize, size, resize_crop = _hf_resize(where, processor)
     crop = _hf_size(where, "crop_size", processor.crop_size) if processor.do_center_crop else resize_crop
     normalize, rescale = bool(processor.do_normalize), bool(processor.do_rescale)
+    mean = _triple(processor.image_mean) if normalize else (0.0, 0.0, 0.0)
+    offset = _hf_offset(processor) if rescale else 0.0
     return ImageTransform(
         resize=resize,
         size=size,
@@ -155,7 +158,7 @@ def from_hf(processor: Any) -> ImageTransform:
         crop_rule="transformers" if backend == "torch" else "transformers_pil",
         interpolation=_HF_FILTERS[int(processor.resample)] if resize != "none" else "bicubic",
         backend=backend,
-        mean=_triple(processor.image_mean) if normalize else (0.0, 0.0, 0.0),
+        mean=(mean[0] + offset, mean[1] + offset, mean[2] + offset),
         std=_triple(processor.image_std) if normalize else (1.0, 1.0, 1.0),
         rescale=float(processor.rescale_factor) if rescale else 1.0,
         normalization="fused" if backend == "torch" and normalize and rescale else "sequential",
@@ -182,22 +185,31 @@ _HF_STEPS = (
 
 def _hf_backend(processor: Any) -> Literal["pillow", "torch"]:
     """Return whose resampling a processor uses, after making sure that it computes nothing of its own."""
-    from transformers import ConvNextImageProcessor, ConvNextImageProcessorPil
+    from transformers import ConvNextImageProcessor, ConvNextImageProcessorPil, VivitVideoProcessor
     from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+    from transformers.video_processing_utils import BaseVideoProcessor
 
-    backends: dict[Literal["pillow", "torch"], tuple[type, type]] = {
-        "torch": (TorchvisionBackend, ConvNextImageProcessor),
-        "pillow": (PilBackend, ConvNextImageProcessorPil),
-    }
-    for backend, (base, convnext) in backends.items():
-        if not isinstance(processor, base):
+    # The more special ones first.
+    bases: list[tuple[Literal["pillow", "torch"], tuple[type, ...]]] = [
+        ("torch", (VivitVideoProcessor, BaseVideoProcessor, ConvNextImageProcessor, TorchvisionBackend)),
+        ("pillow", (ConvNextImageProcessorPil, PilBackend)),
+    ]
+    for backend, classes in bases:
+        known = next((each for each in classes if isinstance(processor, each)), None)
+        if known is None:
             continue
-        known = convnext if isinstance(processor, convnext) else base
         for step in _HF_STEPS:
             if getattr(type(processor), step, None) is not getattr(known, step, None):
                 raise ConfigError(f"{type(processor).__name__}: its own {step!r} is not known and might change pixels")
         return backend
     raise ConfigError(f"{type(processor).__name__}: expected an image processor of transformers 5 or newer")
+
+
+def _hf_offset(processor: Any) -> float:
+    """Return what a processor takes from values it has scaled: that of ViViT 1, which makes -1..1 of them."""
+    from transformers import VivitVideoProcessor
+
+    return 1.0 if isinstance(processor, VivitVideoProcessor) else 0.0
 
 
 def _hf_resize(where: str, processor: Any) -> tuple[Resize, tuple[int, int], tuple[int, int] | None]:

@@ -19,6 +19,7 @@ from featurestore.encoder import Embeddings
 from featurestore.forward import Forward, pinned
 from featurestore.levels import as_levels, joined
 from featurestore.spec import EncoderSpec
+from featurestore.transform import ImageTransform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,42 @@ class ClipTransform:
         return real.sub_(mean).div_(std).transpose(1, 2).contiguous()
 
 
+@dataclass(frozen=True, kw_only=True)
+class FramesTransform:
+    """Frames of a clip, each of which goes through the transform of an image, as transformers' processors do.
+
+    Attributes
+    ----------
+    frames
+        As of `ClipTransform`.
+    image
+        Geometry and statistics of a frame.
+    """
+
+    frames: int
+    image: ImageTransform
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the transform as JSON-ready values."""
+        spacing = {"spacing": "uniform", "short": "last frame repeated"}
+        return {"frames": self.frames, **spacing, "image": self.image.to_dict()}
+
+    def apply(self, frames: Frames8) -> Tensor:
+        """Resize and crop the frames of a clip: uint8 (t, height, width, 3) to uint8 (t, 3, h, w).
+
+        Raises
+        ------
+        SampleError
+            If the frames are so elongated that, resized, they would have too many pixels.
+        """
+        return torch.stack([self.image.apply(frame) for frame in frames])
+
+    def normalize(self, clips: Tensor) -> Tensor:
+        """Turn bytes into the network's input: uint8 (n, t, 3, h, w) to float32 (n, 3, t, h, w)."""
+        real = self.image.normalize(clips.flatten(0, 1))
+        return real.reshape(clips.shape).transpose(1, 2).contiguous()
+
+
 class VideoEncoder:
     """A frozen encoder of clips; fulfils `featurestore.encoder.Encoder`.
 
@@ -118,7 +155,7 @@ class VideoEncoder:
         self,
         *,
         spec: EncoderSpec | tuple[EncoderSpec, ...],
-        transform: ClipTransform,
+        transform: ClipTransform | FramesTransform,
         compute: Callable[[Tensor], Any],
         reference_transform: Callable[[Tensor], Tensor],
         device: str,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,9 +39,14 @@ def steps_of(
     return [passes[i : i + accumulate] for i in range(0, len(passes), accumulate)]
 
 
-def share(rows: Rows, process: int, processes: int) -> Rows:
-    """Return the consecutive rows of a forward pass that one process computes: as many as the others, or one fewer."""
-    return np.array_split(rows, processes)[process]
+def split(passes: Sequence[Rows], processes: int) -> list[tuple[Rows, ...]]:
+    """Return the rows of each forward pass of a step, by the process that computes them: as many, but for one.
+
+    A process's rows follow each other in the step, so that those of all, gathered in the order of the processes, are in
+    the step's order.
+    """
+    shares = np.array_split(np.concatenate(passes), processes)
+    return list(zip(*(np.array_split(each, len(passes)) for each in shares), strict=True))
 
 
 def seed_of(*parts: int) -> int:

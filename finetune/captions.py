@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from featurestore.errors import WeightsUnavailable
 
 DEFAULT_LENGTH = 128
 SHORTEST = 3
+DEFAULT_VOCABULARY = "offline:minilm"
+"""The text encoder whose words captions are made of where no other is known."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,9 @@ class CaptionTokenizer:
     Parameters
     ----------
     tokenizer
-        A tokenizer of transformers with tokens for the end (``[SEP]``, else EOS) and padding; it is copied. Captions
+        A tokenizer of transformers with tokens for the end (``[SEP]``, else EOS) and padding; its owner names the
+        settings of every call, which are its state. Captions
         begin with ``[CLS]``, else BOS, else as those of T5 with the padding.
-    max_length
-        The longest caption, beginning and end included; what is longer is cut before its end, and counted.
 
     Attributes
     ----------
@@ -58,22 +58,22 @@ class CaptionTokenizer:
     Raises
     ------
     ConfigError
-        If the tokenizer has no such tokens, or `max_length` leaves no room for a text.
+        If the tokenizer has no such tokens.
     """
 
-    def __init__(self, tokenizer: Any, *, max_length: int = DEFAULT_LENGTH) -> None:
-        if max_length < SHORTEST:
-            raise ConfigError(f"captioning: max_length has to be at least {SHORTEST}, got {max_length}")
-        # Tokenizers keep the settings of their last call as state, and this one's owner goes on using it.
-        self._tokenizer = deepcopy(tokenizer)
+    def __init__(self, tokenizer: Any) -> None:
+        # No copy: that of CLIP's forgets how words end.
+        self._tokenizer = tokenizer
+        # Word pieces are joined with a space before each punctuation mark; byte pairs hold the spaces of the text.
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._is_spaced = type(getattr(backend, "model", None)).__name__ != "BPE"
         self.special = _special_tokens(tokenizer)
-        self.max_length = max_length
         # Not their number: a vocabulary may have gaps.
         self.vocabulary = max(tokenizer.get_vocab().values()) + 1
         self.truncated = 0
 
     @classmethod
-    def of_encoder(cls, encoder: Any, name: str, *, max_length: int = DEFAULT_LENGTH) -> CaptionTokenizer:
+    def of_encoder(cls, encoder: Any, name: str) -> CaptionTokenizer:
         """Return the captions' tokenizer with the vocabulary of a text encoder.
 
         Parameters
@@ -82,8 +82,6 @@ class CaptionTokenizer:
             A `featurestore.text_encoder.TextEncoder`.
         name
             Its id, for messages.
-        max_length
-            The longest caption.
 
         Raises
         ------
@@ -93,12 +91,12 @@ class CaptionTokenizer:
         if encoder.vocabulary is None:
             raise ConfigError(
                 f"captioning: {name} has no tokenizer of transformers; take the vocabulary of another text encoder, "
-                f"such as offline:minilm"
+                f"such as --set captioning.vocabulary={DEFAULT_VOCABULARY}"
             )
-        return cls(encoder.vocabulary, max_length=max_length)
+        return cls(encoder.vocabulary)
 
     @classmethod
-    def load(cls, folder: Path, *, max_length: int = DEFAULT_LENGTH) -> CaptionTokenizer:
+    def load(cls, folder: Path) -> CaptionTokenizer:
         """Return the captions' tokenizer that `save` wrote.
 
         Raises
@@ -113,19 +111,21 @@ class CaptionTokenizer:
         except (OSError, ValueError, KeyError) as error:
             first = str(error).partition("\n")[0]
             raise WeightsUnavailable(f"{folder}: expected a tokenizer of transformers: {first}") from error
-        return cls(tokenizer, max_length=max_length)
+        return cls(tokenizer)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to a folder, as transformers does."""
         self._tokenizer.save_pretrained(str(folder))
 
-    def encode(self, texts: Sequence[str | None]) -> tuple[Tensor, Tensor]:
+    def encode(self, texts: Sequence[str | None], *, max_length: int = DEFAULT_LENGTH) -> tuple[Tensor, Tensor]:
         """Return the captions of a batch.
 
         Parameters
         ----------
         texts
             One per sample; None where it has none.
+        max_length
+            The longest caption, beginning and end included; what is longer is cut before its end, and counted.
 
         Returns
         -------
@@ -133,8 +133,15 @@ class CaptionTokenizer:
             Beginning, text, end, padding: int64, shape (b, l), l of the longest. A text that is None is padding only.
         mask
             True where `ids` are no padding, shape (b, l).
+
+        Raises
+        ------
+        ConfigError
+            If `max_length` leaves no room for a text.
         """
-        rows = [[] if text is None else self._ids(text) for text in texts]
+        if max_length < SHORTEST:
+            raise ConfigError(f"captioning: max_length has to be at least {SHORTEST}, got {max_length}")
+        rows = [[] if text is None else self._ids(text, max_length - 2) for text in texts]
         # Two at least: a decoder reads one token and is asked for the next.
         width = max([2, *map(len, rows)])
         ids = torch.full((len(rows), width), self.special.padding)
@@ -148,9 +155,8 @@ class CaptionTokenizer:
         """Return the texts of token numbers, int64, shape (b, l), up to the first end and without special ones."""
         return [self._text(row) for row in ids.tolist()]
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, text: str, room: int) -> list[int]:
         found = self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        room = self.max_length - 2
         self.truncated += len(found) > room
         return [self.special.begin, *found[:room], self.special.end]
 
@@ -158,7 +164,9 @@ class CaptionTokenizer:
         # A beginning may be the same token as an end.
         inner = row[1:] if row[:1] == [self.special.begin] else row
         end = inner.index(self.special.end) if self.special.end in inner else len(inner)
-        text: str = self._tokenizer.decode(inner[:end], skip_special_tokens=True, clean_up_tokenization_spaces=True)
+        text: str = self._tokenizer.decode(
+            inner[:end], skip_special_tokens=True, clean_up_tokenization_spaces=self._is_spaced
+        )
         return text.strip()
 
 
@@ -170,7 +178,7 @@ def _special_tokens(tokenizer: Any) -> SpecialTokens:
     if missing:
         raise ConfigError(
             f"captioning: {type(tokenizer).__name__} has no token for {' and '.join(missing)}; take the vocabulary of "
-            f"another text encoder, such as offline:minilm"
+            f"another text encoder, such as --set captioning.vocabulary={DEFAULT_VOCABULARY}"
         )
     return SpecialTokens(int(begin), int(end), int(padding))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.errors import LeakageError, SplitError
+from data.errors import ConfigError, LeakageError, SplitError
 from data.progress import Progress, Silent
 from featurestore.store import FeatureStore
 from finetune.evaluation import measure
@@ -37,6 +37,8 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
         If rows were trained on and that was not allowed.
     """
     progress = progress or Silent()
+    if config.view is not None:
+        raise ConfigError(f"--view: {config.run} is a fine-tuned run, which knows no views; leave it out")
     record = FinetuneRecord.read(config.run)
     column = (config.split_column or record.config.get("split")) if config.split else None
     if config.split and column is None:

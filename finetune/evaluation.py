@@ -24,7 +24,8 @@ from finetune.runner import Runner
 from finetune.samples import Samples
 from finetune.table import flat_estimates
 from finetune.texts import text_metrics
-from heads.evaluation.metrics import HEADLINE, LOWER_IS_BETTER
+from finetune.zero_shot import zero_shot_scores
+from heads.evaluation.metrics import HEADLINE, LOWER_IS_BETTER, estimates
 from heads.evaluation.per_target import evaluate_task
 
 
@@ -109,6 +110,22 @@ def measure(
             n_boot=n_boot,
             seed=seed,
         )
+    if len(pairs) == 2 and samples.prompts is not None:
+        assert samples.task is not None  # its classes have prompts
+        y = samples.data.y[rows]
+        said = zero_shot_scores(runner, samples.task, samples.prompts, pairs["vectors"], y)
+        metrics["zero_shot"] = estimates(
+            evaluate_task(
+                samples.task,
+                y,
+                said,
+                groups=groups,
+                thresholds=0.5,
+                n_boot=n_boot,
+                seed=seed,
+                min_positives=min_positives,
+            )
+        )
     written: tuple[str, ...] = ()
     if "written" in passed.arrays:
         written = tuple(passed.arrays["written"])
@@ -155,7 +172,9 @@ def is_lower_better(chosen: str) -> bool:
 def logged(measured: Measured, chosen: str, task: Task | None) -> dict[str, float]:
     """Return what is logged of an epoch: the losses, and the headline metrics that are defined."""
     flat = {name: each["value"] for name, each in flat_estimates(measured.metrics).items()}
-    names = [*(HEADLINE[task.kind][:3] if task else ()), *(name for name in flat if "/" in name), chosen]
+    headline = HEADLINE[task.kind][:3] if task else ()
+    nested = [name for name in flat if "/" in name and not name.startswith("zero_shot/")]
+    names = [*headline, *nested, *(f"zero_shot/{name}" for name in headline), chosen]
     values = {name: flat.get(name) for name in dict.fromkeys(names)}
     return {**measured.losses, **{name: value for name, value in values.items() if value is not None}}
 

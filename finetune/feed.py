@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.manifest import Source
-from data.text import load_text
 from finetune.batches import seed_of
 from finetune.items import Items
 from finetune.model import Batch
 from finetune.outputs import Outputs
 from finetune.towers import Tower
+from finetune.views import ViewChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +28,23 @@ class Known:
     ----------
     targets
         As `data.task` encodes them.
+    taught
+        A teacher's probabilities, shape (n, c); NaN but for training samples.
     text_ids
         Numbers that are equal where texts are, shape (n,).
+    target_ids
+        Numbers that are equal where targets are known and equal, shape (n,).
+    weights
+        How much each sample counts, shape (n,).
     captions, caption_mask
         Token numbers of the texts, padded, shape (n, l).
     """
 
     targets: NDArray[Any] | None = None
+    taught: NDArray[np.float32] | None = None
     text_ids: NDArray[np.int64] | None = None
+    target_ids: NDArray[np.int64] | None = None
+    weights: NDArray[np.float32] | None = None
     captions: NDArray[np.int64] | None = None
     caption_mask: NDArray[np.bool_] | None = None
 
@@ -48,7 +56,10 @@ class Known:
 
         return Outputs(
             targets=some(self.targets),
+            taught=some(self.taught),
             text_ids=some(self.text_ids),
+            target_ids=some(self.target_ids),
+            weights=some(self.weights),
             captions=some(self.captions),
             caption_mask=some(self.caption_mask),
         )
@@ -64,12 +75,10 @@ class Feed:
         Reads and collates the inputs; the decoded inputs.
     items_of
         The positions of a sample's inputs among the items: one, or those of a study's views.
-    max_views
-        Views of a study that are used at most: drawn in training, evenly spaced otherwise; None uses all.
-    seed
-        Of that draw.
+    views
+        Which views of a study are used.
     text_tower, texts
-        The same of the texts, where an objective needs them as vectors.
+        The same of the texts, by sample, where an objective needs them as vectors.
     known
         The rest of a batch.
     augment
@@ -80,11 +89,10 @@ class Feed:
     items: Items
     items_of: Callable[[int], NDArray[np.int64]]
     text_tower: Tower | None
-    texts: tuple[Source | None, ...] | None
+    texts: Items | None
     known: Known
     augment: Callable[[Tensor, int], Tensor] | None = None
-    max_views: int | None = None
-    seed: int = 0
+    views: ViewChoice = field(default_factory=ViewChoice)
 
     def batch(self, rows: NDArray[np.int64], *, epoch: int | None) -> Batch:
         """Return the batch of some samples; those of an epoch are augmented, each by a seed of its own."""
@@ -95,22 +103,29 @@ class Feed:
             items = [self.augment(item, seed_of(epoch, int(at))) for item, at in zip(items, used, strict=True)]
         texts = None
         if self.text_tower is not None and self.texts is not None:
-            chosen = [self.texts[row] for row in rows]
-            texts = self.text_tower.collate([load_text(source) for source in chosen if source is not None])
-        lengths = torch.tensor([len(each) for each in views])
-        return Batch(rows=rows, inputs=self.tower.collate(items), views=lengths, texts=texts, known=self.known.of(rows))
+            texts = self.text_tower.collate(self.texts[rows])
+        return Batch(
+            rows=rows,
+            inputs=self.tower.collate(items),
+            views=torch.tensor([len(each) for each in views]),
+            alone=self._alone(views, rows, epoch),
+            texts=texts,
+            known=self.known.of(rows),
+        )
 
     def _views(self, row: int, epoch: int | None) -> NDArray[np.int64]:
         """Return the positions of the inputs of a sample that are used, in their own order."""
         views = self.items_of(row)
-        if self.max_views is None or len(views) <= self.max_views:
-            return views
-        if epoch is None:
-            chosen = np.linspace(0, len(views) - 1, self.max_views).round().astype(np.int64)
-        else:
-            draw = np.random.default_rng([self.seed, epoch, row])
-            chosen = np.sort(draw.choice(len(views), self.max_views, replace=False))
-        return views[chosen]
+        return views[self.views.used(len(views), row=row, epoch=epoch)]
+
+    def _alone(self, views: Sequence[NDArray[np.int64]], rows: NDArray[np.int64], epoch: int | None) -> Tensor | None:
+        """Return which of the inputs of a batch is the view of each study that is also seen alone; None if none is."""
+        if epoch is None or not self.views.alone:
+            return None
+        lengths = [len(each) for each in views]
+        firsts = np.cumsum([0, *lengths[:-1]])
+        ones = [self.views.one(length, row=int(row), epoch=epoch) for length, row in zip(lengths, rows, strict=True)]
+        return torch.from_numpy(firsts + ones)
 
     def ahead(self, passes: Iterable[NDArray[np.int64]], *, epoch: int | None) -> Iterator[Batch]:
         """Yield the batches of several forward passes, the next one being made while one is used."""

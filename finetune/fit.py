@@ -5,10 +5,10 @@
     RUN/
       config.yaml             resolved; `finetune --config` takes it back
       metrics.jsonl           losses, learning rates and gradient norms, step by step
-      history.json            means of each epoch
+      history.json            means of each epoch, or of the steps between two looks
       checkpoints/            the last state and the best weights
       encoder/                what `extract --encoder RUN/encoder` takes
-      objectives.safetensors  the classifier, temperature or decoder of the best epoch
+      objectives.safetensors  the classifier, temperature or decoder of the best step
       captions/               the tokenizer of a decoder
       predictions.csv         one row per judged sample of a task
       texts.csv               one row per judged sample with a text: the nearest text, what a decoder wrote
@@ -23,6 +23,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
@@ -32,19 +33,22 @@ from data.progress import Progress, Silent
 from featurestore.extract import resolve_device
 from featurestore.store import FeatureStore
 from finetune.batches import steps_of
-from finetune.build import Towers, build, check_options, groups_of, load_towers, text_sources, with_cached_depth
+from finetune.build import Towers, build, check_options, groups_of, load_towers, with_cached_depth
 from finetune.checkpoint import Checkpoints, Progressed
 from finetune.config import FinetuneConfig
 from finetune.evaluation import logged, measure, value_of
 from finetune.feed import Feed
 from finetune.history import History
-from finetune.items import Decoder, make_augment
+from finetune.items import Decoder, make_augment, text_items
 from finetune.loop import Course, Loop
 from finetune.outcome import Trained, finish, identity
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import load_samples, read_rows, seen_by_head, store_of
+from finetune.teacher import head_digest, taught_by
 from finetune.tracking import Tracker, check_trackers, open_trackers, tell
+from finetune.views import ViewChoice
+from finetune.zero_shot import prompts_of
 from heads.errors import RunError
 from heads.evaluation.thresholds import parse_rule
 from heads.record import FILE
@@ -85,10 +89,16 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
         run = _identity(config, manifest, towers)
         store = FeatureStore(store_of(config), create=True)
         if config.cache_depth:
-            towers = with_cached_depth(config, towers, store)
-        decoder = Decoder(towers.tower, config.workers, progress)
+            towers = with_cached_depth(config, towers, store, progress)
+        fills = accelerator.is_main_process
+        decoder = Decoder(towers.tower, config.workers, progress, fills=fills)
         samples, remarks = load_samples(config, manifest, store, decoder, progress)
+        samples = replace(samples, prompts=prompts_of(config, samples.task))
+        texts = text_items(towers.text_tower, samples, config.workers, progress, fills=fills)
+        if config.teacher is not None:
+            samples = replace(samples, taught=taught_by(config.teacher, samples, store, progress))
     built = build(config, samples, towers, device=device)
+    remarks += built.remarks
     groups = groups_of(config, built)
     train, choosing = samples.choosing(config.validation_fraction, config.seed)
     remarks += seen_by_head(config, samples, choosing)
@@ -101,14 +111,20 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
             items=decoder.items,
             items_of=samples.items_of,
             text_tower=towers.text_tower,
-            texts=None if samples.texts is None else text_sources(samples.texts),
+            texts=texts,
             known=built.known,
             augment=make_augment(config.augment, config.seed),
-            max_views=config.max_views,
-            seed=config.seed,
+            views=ViewChoice(
+                limit=config.max_views,
+                single=config.single_view,
+                dropout=config.view_dropout,
+                alone=config.consistency > 0,
+                seed=config.seed,
+            ),
         ),
         accelerator=accelerator,
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
         last_step=last_step,
         seed=config.seed,
     )
@@ -116,18 +132,20 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
     checkpoints = Checkpoints(config.out / "checkpoints", loop.changing)
     state = (None if config.overwrite else checkpoints.read(run)) or Progressed(run=run)
     if state.step:
-        checkpoints.load(state, loop.model, loop.optimizer)
+        checkpoints.load(state, loop.model, loop.stateful)
         progress.note(f"going on after step {state.step}, in epoch {state.epoch}")
 
     def judge() -> tuple[Mapping[str, float], float]:
         found = measure(runner, samples, choosing, min_positives=config.min_positives)
         return logged(found, config.choose, samples.task), value_of(found, config.choose)
 
-    # An epoch cannot be chosen by what is not there: that is found out before any training.
+    # Nothing can be chosen by what is not there: that is found out before any training.
     before = judge()[0] if not state.step else {}
     if accelerator.is_main_process:
         _claim(config)
     history = History(config.out, until=state.step)
+    if len(history.columns.get("train/loss", ())) < state.epoch:
+        raise RunError(f"{config.out / 'metrics.jsonl'}: damaged or missing; begin anew with --overwrite")
     with ExitStack() as closing:
         trackers: list[Tracker] = [history]
         if accelerator.is_main_process:
@@ -154,12 +172,12 @@ def finetune(config: FinetuneConfig, *, command: str = "", progress: Progress | 
 def _course(config: FinetuneConfig) -> Course:
     return Course(
         epochs=config.epochs,
-        accumulate=config.accumulate,
         schedule=config.schedule,
         by=config.schedule_by,
         warmup=config.warmup,
         floor=config.lr_floor,
         clip_norm=config.clip_norm,
+        judge_every=config.judge_every,
         patience=config.patience,
     )
 
@@ -202,4 +220,5 @@ def _claim(config: FinetuneConfig) -> None:
 def _identity(config: FinetuneConfig, manifest: Manifest, towers: Towers) -> str:
     """Return what decides the weights that a run ends with: a stopped one goes on only with the same."""
     prints = [tower.encoder.spec.fingerprint for tower in towers.by_name.values()]
-    return digest_json([identity(config.to_dict(), manifest.digest), prints])
+    heads = [head_digest(run) for run in (config.warm_start, config.teacher) if run is not None]
+    return digest_json([identity(config.to_dict(), manifest.digest), prints, heads])

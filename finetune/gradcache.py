@@ -2,99 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from finetune.outputs import Outputs
+from finetune.outputs import Objective, Outputs
 
-Part = TypeVar("Part")
-EMBEDDED = ("vectors", "texts", "tokens")
-"""The fields of `Outputs` that come out of networks."""
+EMBEDDED = ("vectors", "texts")
+"""The fields of `Outputs` that joint losses read and that come out of networks."""
+
+READ = (*EMBEDDED, "text_ids", "target_ids", "weights")
+"""All fields that joint losses read, as far as they are there."""
 
 
-def cached_backward(
-    embed: Callable[[Part], Outputs],
-    parts: Sequence[Part],
-    loss: Callable[[Outputs], Tensor],
-    *,
-    backward: Callable[[Tensor], None] = torch.autograd.backward,
-) -> Tensor:
-    r"""Add the gradients of the loss of several parts as one batch [1]_.
+@dataclass(frozen=True)
+class StandIn:
+    """A linear form that has the gradient of a joint loss, in one part of its batch; its value means nothing.
+
+    Attributes
+    ----------
+    outputs
+        Gradients of the loss by the part's `Outputs`, under their fields' names.
+    own
+        The objective's parameters, and this part's share of the gradient of each.
+    """
+
+    outputs: Mapping[str, Tensor]
+    own: Sequence[tuple[Tensor, Tensor]]
+
+    def __call__(self, outputs: Outputs) -> Tensor:
+        """Return the form's value, a scalar: to be differentiated in the place of the loss."""
+        terms = [(getattr(outputs, name), gradient) for name, gradient in self.outputs.items()]
+        return torch.stack([(value * gradient).sum() for value, gradient in (*terms, *self.own)]).sum()
+
+
+def stand_ins(objective: Objective, parts: Sequence[Outputs]) -> tuple[Tensor, list[StandIn]]:
+    r"""Return the loss of several parts as one batch, and what stands in for it in each of them [1]_.
 
     Accumulated gradients of parts are those of the whole where a loss is a mean over samples. One of pairs is not:
-    each part has only its own negatives. Here
+    each part has only its own negatives. So the networks' outputs z of all parts are computed without activations
+    first, and the loss L of all is differentiated by them. When a part i is computed once more, with activations,
 
-    1. every part is embedded without gradients, and the loss of all embeddings z is differentiated,
-       :math:`g = \partial L / \partial z`, which reaches the loss's own parameters as well;
-    2. every part is embedded once more, and :math:`g^\top \, \partial z / \partial \theta` added up.
+    .. math:: \sum_i \Big\langle z_i(\theta),\ \frac{\partial L}{\partial z_i} \Big\rangle
+              + \Big\langle \varphi,\ \frac{\partial L}{\partial \varphi} \Big\rangle
 
-    The networks run forward twice, in memory for one part. Random numbers, those of drop-out, are the same in both
-    passes; what moves with every forward pass, such as running statistics of batch norms, moves twice, and batch
-    norms in training mode normalise by parts.
+    has the gradient of L by the parameters :math:`\theta` of the networks and :math:`\varphi` of the objective, and
+    its terms may be differentiated one after the other.
 
     Parameters
     ----------
-    embed
-        From a part to its embeddings.
+    objective
+        The loss. It may gather the rows of several processes; each then has the stand-ins of its own rows.
     parts
-        Of the batch, in order.
-    loss
-        Of the whole batch.
-    backward
-        How the loss is differentiated, such as by a method that scales it for 16 bits.
+        What the networks made of each part, in order, without gradients.
 
     Returns
     -------
     Tensor
         The loss, detached.
+    list
+        A stand-in for each part. The random numbers behind z, those of drop-out, have to be the same again.
 
     References
     ----------
     .. [1] Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021.
     """
-    states, cached = [], []
-    with torch.no_grad():
-        for part in parts:
-            states.append(_random_state())
-            cached.append(embed(part))
-    whole = _joined(cached)
+    whole = joined(parts)
     leaves = {name: each.requires_grad_() for name in EMBEDDED if (each := getattr(whole, name)) is not None}
-    value = loss(whole)
-    backward(value)
-    after = _random_state()
-    gradients = {
-        name: leaf.grad.split([len(getattr(part, name)) for part in cached])
-        for name, leaf in leaves.items()
-        if leaf.grad is not None
-    }
-    for number, (part, state) in enumerate(zip(parts, states, strict=True)):
-        _restore(state)
-        outputs = embed(part)
-        reached = {name: each for name in gradients if (each := getattr(outputs, name)).requires_grad}
-        if reached:
-            torch.autograd.backward(list(reached.values()), [gradients[name][number] for name in reached])
-    _restore(after)
-    return value.detach()
+    own = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    value = objective(whole)
+    found = torch.autograd.grad(value, [*leaves.values(), *own], allow_unused=True)
+    of_leaves = {name: each for name, each in zip(leaves, found, strict=False) if each is not None}
+    # Every part has as much of it, so that each is differentiable where the networks are frozen.
+    of_own = [
+        (parameter, each / len(parts))
+        for parameter, each in zip(own, found[len(leaves) :], strict=True)
+        if each is not None
+    ]
+    lengths = {name: [len(getattr(part, name)) for part in parts] for name in of_leaves}
+    split = {name: torch.split(each, lengths[name]) for name, each in of_leaves.items()}
+    forms = [StandIn({name: each[i] for name, each in split.items()}, of_own) for i in range(len(parts))]
+    return value.detach(), forms
 
 
-def _joined(parts: Sequence[Outputs]) -> Outputs:
-    joined = {}
-    for field in fields(Outputs):
-        values = [getattr(part, field.name) for part in parts]
-        if values[0] is not None:
-            joined[field.name] = torch.cat(values)
-    return replace(Outputs(), **joined)
+def joined(parts: Sequence[Outputs]) -> Outputs:
+    """Return what joint losses read of several parts as that of one batch."""
+    there = [name for name in READ if getattr(parts[0], name) is not None]
+    return Outputs(**{name: torch.cat([getattr(part, name) for part in parts]) for name in there})
 
 
-def _random_state() -> tuple[Tensor, list[Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-
-def _restore(state: tuple[Tensor, list[Tensor]]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
+def only(outputs: Outputs) -> Outputs:
+    """Return what joint losses read of outputs, and nothing else that would take memory."""
+    return Outputs(**{name: getattr(outputs, name) for name in READ})

@@ -69,6 +69,7 @@ def towers_of(run: Path, built: Built, *, trust_remote_code: bool) -> Iterator[d
             "dim": handed.dim,
             "modality": spec.modality,
             "pooling": spec.pooling,
+            "kept": tower.kept,
         }
 
 

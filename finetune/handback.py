@@ -13,7 +13,8 @@ from torch import Tensor
 from data.manifest import Modality
 from featurestore.catalog import HANDED_BACK, from_anywhere
 from featurestore.encoders._projection import describe_projection
-from featurestore.encoders.finetuned import NETWORK, PROJECTION, Trained, TrainedTower, identity
+from featurestore.encoders._token_pooling import describe_token_pooling
+from featurestore.encoders.finetuned import NETWORK, POOLING, PROJECTION, Trained, TrainedTower, identity
 from featurestore.errors import EncoderError
 from featurestore.weights import tensor_digests, weights_digest
 from finetune.towers import Tower
@@ -31,7 +32,7 @@ def save_encoder(folder: Path, towers: Mapping[Modality, Tower], *, similarity: 
     folder
         Where to write, such as ``RUN/encoder``.
     towers
-        One or two, each with the projection that belongs to its vectors.
+        One or two, each with the pooling and the projection that belong to its vectors.
     similarity
         How logits are made of cosines, ``scale`` and, where there is one, ``bias``, for zero-shot classification; None
         where training had no such thing.
@@ -62,14 +63,17 @@ def _describe(tower: Tower) -> tuple[TrainedTower, dict[str, Tensor]]:
     state = merged_state(tower.network)
     now = tensor_digests(state)
     assert now.keys() == tower.base.keys(), "training changes values of tensors, never their names"
+    token_pooling, pooling = describe_token_pooling(tower.pooling)
     layers, projection = describe_projection(tower.projection)
     changed = {f"{NETWORK}{name}": tensor for name, tensor in state.items() if now[name] != tower.base[name]}
+    changed |= {f"{POOLING}{name}": tensor for name, tensor in pooling.items()}
     changed |= {f"{PROJECTION}{name}": tensor for name, tensor in projection.items()}
     described = TrainedTower(
         encoder=from_anywhere(tower.name),
         pooling=tower.encoder.spec.pooling,
         base=identity(tower.encoder.spec),
         weights=weights_digest(**{f"0.{name}": tensor for name, tensor in state.items()}),
+        token_pooling=token_pooling,
         projection=layers,
         changed=bool(changed),
     )

@@ -17,11 +17,15 @@ from featurestore.encoder_ids import WrappedId
 from featurestore.errors import UnknownEncoder
 from finetune.batches import seed_of
 from finetune.errors import FinetuneError
-from finetune.partial import PartialTower
+from finetune.samples import Samples
+from finetune.stored import StoredTower
 from finetune.towers import Tower
 
 SHARE_OF_MEMORY = 0.25
-"""The share of the machine's memory that decoded samples may fill."""
+"""The share of the machine's memory that the decoded samples of a tower may fill."""
+
+NOTED = 10
+"""Samples that cannot be read are told one by one up to this many."""
 
 
 class Items:
@@ -79,7 +83,7 @@ class Items:
 
 
 class Decoder:
-    """Decodes the rows of a manifest once, and holds what became of them.
+    """Decodes the rows of a manifest once, and holds what became of them; what a tower keeps is filled before.
 
     Parameters
     ----------
@@ -89,10 +93,12 @@ class Decoder:
         Threads that decode; ``auto`` is one per core.
     progress
         Told how far it is, and what is wrong.
+    fills
+        Whether this process computes what the tower's store lacks; of several, one does, before the others.
     """
 
-    def __init__(self, tower: Tower, workers: int | Literal["auto"], progress: Progress) -> None:
-        self._tower = tower
+    def __init__(self, tower: Tower, workers: int | Literal["auto"], progress: Progress, *, fills: bool = True) -> None:
+        self._tower, self._fills = tower, fills
         self._workers = (os.cpu_count() or 1) if workers == "auto" else workers
         self._progress = progress
         self.items: Items
@@ -101,13 +107,52 @@ class Decoder:
         """Decode every row, and return what is wrong with those that cannot be, by position."""
         sources = [source for source in manifest.sources if source is not None]
         assert len(sources) == len(manifest), "rows without an input were left out"
-        if isinstance(self._tower, PartialTower):
-            self._tower.fill(sources, workers=self._workers, progress=self._progress)
+        if isinstance(self._tower, StoredTower):
+            if self._fills:
+                self._tower.fill(manifest, workers=self._workers, progress=self._progress)
+            self._tower.look_up(manifest, workers=self._workers)
         self.items = Items(self._tower, sources, workers=self._workers)
         failures = self.items.decode_all(self._progress)
-        for position, error in failures.items():
+        for position, error in list(failures.items())[:NOTED]:
             self._progress.note(f"{manifest.ids[position]}: {error}")
+        if len(failures) > NOTED:
+            self._progress.note(f"... and {len(failures) - NOTED} more; the record lists all that was left out")
         return failures
+
+
+def text_items(
+    tower: Tower | None,
+    samples: Samples,
+    workers: int | Literal["auto"],
+    progress: Progress,
+    *,
+    fills: bool = True,
+) -> Items | None:
+    """Return the text of each sample as a tower reads it, then the prompts; None where there is no tower or no text.
+
+    Parameters
+    ----------
+    tower, workers, progress, fills
+        As of `Decoder`.
+    samples
+        The samples.
+
+    Raises
+    ------
+    FinetuneError
+        If one cannot be encoded: a sample without its text is no pair.
+    """
+    if tower is None or samples.texts is None:
+        return None
+    rows = samples.data.manifest
+    prompts = samples.prompts.texts if samples.prompts is not None else ()
+    sources = tuple(Source(modality="text", text=text) for text in (*samples.texts, *prompts))
+    ids = (*rows.ids, *prompts)
+    texts = Manifest(path=rows.path, columns={}, ids=ids, sources=sources, input="text", modality="text")
+    decoder = Decoder(tower, workers, progress, fills=fills)
+    for position, error in decoder(texts).items():
+        raise FinetuneError(f"{rows.path}: the text of {ids[position]!r} cannot be encoded, {error}; leave it out")
+    return decoder.items
 
 
 def make_augment(names: Sequence[str], seed: int) -> Callable[[Tensor, int], Tensor] | None:
@@ -131,7 +176,7 @@ def make_augment(names: Sequence[str], seed: int) -> Callable[[Tensor, int], Ten
 
 
 def _size(item: Any) -> int:
-    """Return how many bytes a sample takes: pixels, activations with their text, or a text."""
+    """Return how many bytes a sample takes: pixels, features, activations with their text, or a text."""
     if isinstance(item, tuple):
         return sum(map(_size, item))
     return item.numel() * item.element_size() if isinstance(item, Tensor) else len(str(item))

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from data.progress import Progress
-from finetune.batches import Rows, seed_of, share, steps_of
+from finetune.batches import Rows, steps_of
 from finetune.checkpoint import Checkpoints, Progressed, changing
 from finetune.errors import FinetuneError
 from finetune.outputs import Objective
 from finetune.runner import Runner
 from finetune.schedules import Schedule, lr_factor
+from finetune.step import Gradients
 from finetune.tracking import Tracker, tell
 from finetune.unfreeze import Policy
 
 SAVE_SECONDS = 300.0
-"""A checkpoint is written at least this often, and at the end of every epoch."""
+"""A checkpoint is written at least this often, and at every look at the rows that choose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +37,25 @@ class Course:
 
     Attributes
     ----------
-    epochs, accumulate
-        Passes over the rows; forward passes of a step.
+    epochs
+        Passes over the rows.
     schedule, by, warmup, floor
         See `finetune.schedules.lr_factor`; the rate changes `by` step or epoch, and `warmup` is a share of all of them.
     clip_norm
         Norm that gradients are clipped to.
+    judge_every
+        Steps between two looks at the rows that choose; None looks at the end of every epoch.
     patience
-        Epochs without a better one after which training stops; None never does.
+        Looks without a better one after which training stops; None never does.
     """
 
     epochs: int
-    accumulate: int
     schedule: Schedule
     by: Literal["step", "epoch"]
     warmup: float
     floor: float
     clip_norm: float
+    judge_every: int | None
     patience: int | None
 
 
@@ -88,12 +90,18 @@ class Loop:
             group["peak"] = group["lr"]
         self._trained = [parameter for group in groups for parameter in group["params"]]
         self.optimizer: Any = self.accelerator.prepare(torch.optim.AdamW(list(groups)))
-        self._wrapped: Any = None
+        self._gradients = Gradients(runner)
 
     @property
     def changing(self) -> list[str]:
         """The names in the model's state that training changes."""
         return changing(self.model, self._trained)
+
+    @property
+    def stateful(self) -> dict[str, Any]:
+        """What a step depends on beside the network."""
+        scaler = self.accelerator.scaler
+        return {"optimizer": self.optimizer} | ({} if scaler is None else {"scaler": scaler})
 
     def run(
         self,
@@ -116,12 +124,12 @@ class Loop:
         checkpoints
             Where to write.
         judge
-            Called after each epoch on every process: what to log of the rows that choose the epoch, and the value to
-            choose by, the smallest being best.
+            Called at each look on every process: what to log of the rows that choose, and the value to choose by, the
+            smallest being best. It may put the network in eval mode.
         trackers
-            Told of every step and epoch; on the first process only.
+            Told of every step and look; on the first process only.
         progress
-            Told of steps and epochs.
+            Told of steps and looks.
 
         Returns
         -------
@@ -131,79 +139,72 @@ class Loop:
         Raises
         ------
         FinetuneError
-            If a training loss is not finite, or what chooses the epoch never was.
+            If a training loss is not finite, or what chooses never was.
         """
         main = self.accelerator.is_main_process
         saved = time.monotonic()
         per_epoch = len(self._steps(rows, 0))
-        progress.stage("training", per_epoch * self.course.epochs - state.step)
-        for epoch in range(state.epoch, self.course.epochs if not state.stopped else 0):
-            self._set_trainable(epoch)
-            for number, passes in enumerate(self._steps(rows, epoch)):
-                if epoch * per_epoch + number < state.step:
-                    continue
-                logged, sums = self._step(passes, epoch, state.step, total=per_epoch * self.course.epochs)
-                state = replace(
-                    state,
-                    step=state.step + 1,
-                    sums={name: state.sums.get(name, 0.0) + value for name, value in sums.items()},
-                )
-                if main:
-                    tell(trackers, state.step, {"epoch": epoch, **logged})
-                progress.advance()
-                if main and time.monotonic() - saved > SAVE_SECONDS and number + 1 < per_epoch:
-                    checkpoints.save(state, self.model, self.optimizer, is_best=False)
-                    saved = time.monotonic()
-            found, value = judge()
-            # What is not a number is no smaller than anything, and no beginning either.
-            is_best = math.isfinite(value) and (state.best_value is None or value < state.best_value)
-            means = {f"train/{name}": total / state.sums["samples"] for name, total in state.sums.items()}
-            del means["train/samples"]
-            best = (epoch, value) if is_best else (state.best_epoch, state.best_value)
-            state = replace(state, epoch=epoch + 1, sums={}, best_epoch=best[0], best_value=best[1])
-            waited = epoch - (-1 if state.best_epoch is None else state.best_epoch)
-            over = self.course.patience is not None and waited >= self.course.patience
-            state = replace(state, stopped=over or state.epoch == self.course.epochs)
+        total = per_epoch * self.course.epochs
+        every = self.course.judge_every or per_epoch
+        progress.stage("training", total - state.step)
+        for epoch, passes in self._left(rows, state, per_epoch):
+            logged, sums = self._step(passes, epoch, state.step, total=total)
+            state = state.after_step(sums, per_epoch)
             if main:
-                tell(trackers, state.step, {"epoch": epoch, **means, **{f"val/{k}": v for k, v in found.items()}})
-                checkpoints.save(state, self.model, self.optimizer, is_best=is_best)
+                tell(trackers, state.step, {"epoch": epoch, **logged})
+            progress.advance()
+            if state.step % every == 0 or state.step == total:
+                means = {f"train/{name}": value for name, value in state.means.items()}
+                found, value = judge()
+                self._set_modes(epoch)
+                state = state.after_look(epoch, value, patience=self.course.patience, total=total)
+                if main:
+                    tell(trackers, state.step, {"epoch": epoch, **means, **{f"val/{k}": v for k, v in found.items()}})
+                    checkpoints.save(state, self.model, self.stateful)
+                    saved = time.monotonic()
+                    when = f"epoch {epoch}" if self.course.judge_every is None else f"step {state.step}"
+                    progress.note(_said(when, means["train/loss"], found, is_best=state.is_best))
+                if state.stopped:
+                    break
+            elif main and time.monotonic() - saved > SAVE_SECONDS:
+                checkpoints.save(state, self.model, self.stateful)
                 saved = time.monotonic()
-                progress.note(_said(epoch, means["train/loss"], found, is_best=is_best))
-            if over:
-                break
         self.accelerator.wait_for_everyone()
-        if state.best_epoch is None:
+        if state.best_step is None:
             raise FinetuneError(
-                "no epoch could be chosen: what chooses it was never a finite number; lower --lr or --encoder-lr, or "
+                "nothing could be chosen: what chooses was never a finite number; lower --lr or --encoder-lr, or "
                 "choose by another --choose"
             )
         return state
+
+    def _left(self, rows: Rows, state: Progressed, per_epoch: int) -> Iterator[tuple[int, list[Rows]]]:
+        """Yield epoch and forward passes of each step that is left; the network is made ready for its epoch."""
+        for epoch in range(state.epoch, self.course.epochs if not state.stopped else 0):
+            self._set_modes(epoch)
+            self._gradients.wrap(anew=any(policy.changes_at(epoch) for policy in self._policies.values()))
+            for passes in self._steps(rows, epoch)[max(state.step - epoch * per_epoch, 0) :]:
+                yield epoch, passes
 
     def _steps(self, rows: Rows, epoch: int) -> list[list[Rows]]:
         return steps_of(
             rows,
             batch_size=self.runner.batch_size,
-            accumulate=self.course.accumulate,
+            accumulate=self.runner.accumulate,
             processes=self.accelerator.num_processes,
             shuffle=(self.runner.seed, epoch),
         )
 
-    def _set_trainable(self, epoch: int) -> None:
-        """Let train what an epoch trains; the rest stays in eval mode and without gradients."""
+    def _set_modes(self, epoch: int) -> None:
+        """Let train what an epoch trains; the rest is in eval mode and without gradients."""
         self.model.train()
         for name, policy in self._policies.items():
             policy.apply(getattr(self.model, name).network, epoch)
-        if self.accelerator.num_processes == 1:
-            self._wrapped = self.model
-        elif self._wrapped is None or any(policy.changes_at(epoch) for policy in self._policies.values()):
-            # The gradients that are exchanged are those of parameters that were trainable when it was wrapped.
-            self._wrapped = self.accelerator.prepare_model(self.model)
 
     def _step(
         self, passes: Sequence[Rows], epoch: int, step: int, *, total: int
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Make one step of the optimizer; return what to log, and the losses times their samples."""
-        course, processes, process = self.course, self.accelerator.num_processes, self.accelerator.process_index
+        course = self.course
         by_step = course.by == "step"
         done, length = (step, total) if by_step else (epoch, course.epochs)
         warmup = round(course.warmup * length)
@@ -211,37 +212,21 @@ class Loop:
         factor = lr_factor(course.schedule, done, total=length, warmup=warmup, floor=course.floor, from_zero=by_step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        count = sum(map(len, passes))
-        sums = {"samples": float(count), "loss": 0.0}
-        own = [share(each, process, processes) for each in passes]
-        for number, (whole, batch) in enumerate(zip(passes, self.runner.feed.ahead(own, epoch=epoch), strict=True)):
-            torch.manual_seed(seed_of(self.runner.seed, step, number, process))
-            last = number + 1 == len(passes)
-            with self._together(exchange=last):
-                with self.accelerator.autocast():
-                    losses = self._wrapped(batch, step)
-                loss = self.model.objectives.total(losses, step)
-                self._require_finite(losses, epoch, step)
-                self.accelerator.backward(loss * (len(whole) / count))
-            for name, each in {**losses, "loss": loss}.items():
-                sums[name] = sums.get(name, 0.0) + float(self.runner.mean(each)) * len(whole)
+        losses = self._gradients.add(passes, epoch, step)
         if step == 0 or epoch in self._opened:
             self._require_gradients(epoch)
         norm = self.accelerator.clip_grad_norm_(self._trained, course.clip_norm)
         self._require_finite_gradients(norm, epoch, step)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        logged = {f"step/{name}": value / count for name, value in sums.items() if name != "samples"}
+        logged = {f"step/{name}": value for name, value in losses.items()}
         logged["step/grad_norm"] = float(norm) if norm is not None else math.nan
         logged |= {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         for name, objective in self.model.objectives.items():
             assert isinstance(objective, Objective)
             logged |= {f"learned/{name}/{key}": value for key, value in objective.measures().items()}
-        return logged, sums
-
-    def _together(self, *, exchange: bool) -> Any:
-        """Exchange gradients between processes in the last forward pass of a step only."""
-        return nullcontext() if exchange else self.accelerator.no_sync(self._wrapped)
+        count = float(sum(map(len, passes)))
+        return logged, {"samples": count, **{name: value * count for name, value in losses.items()}}
 
     def _require_gradients(self, epoch: int) -> None:
         """Refuse a tower of which all that is to be trained stands outside its forward pass, such as a traced copy's.
@@ -269,16 +254,8 @@ class Loop:
                 f"--lr or --encoder-lr, or lengthen --warmup. The last whole checkpoint is kept"
             )
 
-    def _require_finite(self, losses: Mapping[str, Tensor], epoch: int, step: int) -> None:
-        for name, loss in losses.items():
-            if not bool(torch.isfinite(self.runner.mean(loss))):
-                raise FinetuneError(
-                    f"the loss of {name} is {loss.item()} in epoch {epoch}, step {step}: training diverged; lower "
-                    f"--lr or --encoder-lr, or lengthen --warmup. The last whole checkpoint is kept"
-                )
 
-
-def _said(epoch: int, loss: float, found: Mapping[str, float], *, is_best: bool) -> str:
-    """Return a line about an epoch: its mean loss, and the loss of the rows that choose."""
+def _said(when: str, loss: float, found: Mapping[str, float], *, is_best: bool) -> str:
+    """Return a line about a look: the mean loss since the one before, and the loss of the rows that choose."""
     best = ", the best so far" if is_best else ""
-    return f"epoch {epoch}: loss {loss:.4g}, on the rows that choose the epoch {found['loss']:.4g}{best}"
+    return f"{when}: loss {loss:.4g}, on the rows that choose {found['loss']:.4g}{best}"

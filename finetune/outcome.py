@@ -1,13 +1,14 @@
-"""The end of a run: its best epoch judged, its encoder handed back, its record written."""
+"""The end of a run: its best step judged, its encoder handed back, its record written."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import nn
 
@@ -38,7 +39,7 @@ UNCHOSEN = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A network at its best epoch, and how it got there.
+    """A network at its best step, and how it got there.
 
     Attributes
     ----------
@@ -47,9 +48,9 @@ class Trained:
     state
         The end of training.
     train, choosing
-        The rows that trained, and those that chose the epoch.
+        The rows that trained, and those that chose the step.
     history
-        The values of each epoch.
+        The values of each look.
     """
 
     samples: Samples
@@ -96,17 +97,18 @@ def finish(
         progress.note(openings.explain())
     judged |= _judge(config, trained, "test", cuts or UNCHOSEN)
     metrics = {split: {**found.metrics, "losses": dict(found.losses)} for split, found in judged.items()}
+    towers: list[Any] = []
     if runner.accelerator.is_main_process:
         progress.stage("handing the encoder back", 1)
         hand_back(out, trained.built)
+        towers = list(towers_of(out, trained.built, trust_remote_code=config.trust_remote_code))
         progress.advance()
-    runner.accelerator.wait_for_everyone()
     record = FinetuneRecord(
         command=command,
         config=config.to_dict(),
         manifest_digest=data.manifest.digest,
         split_digest=digest_json([trained.train.tolist(), trained.choosing.tolist(), data.rows("test").tolist()]),
-        inputs=tuple(towers_of(out, trained.built, trust_remote_code=config.trust_remote_code)),
+        inputs=tuple(broadcast_object_list([towers])[0]),
         task=samples.task.to_dict() if samples.task else None,
         counts={**_counts(samples), "trained": len(trained.train), "choosing": len(trained.choosing)},
         parameters=_parameters(trained),
@@ -115,7 +117,9 @@ def finish(
             "steps": state.step,
             "last_step": trained.runner.last_step,
             "best_epoch": state.best_epoch,
+            "best_step": state.best_step,
             "best_value": state.best_value,
+            "looks": trained.history.looks,
             "before": trained.history.before,
             "chosen_by": config.choose,
             "chosen_on": "val" if len(data.rows("val")) else "groups held out of train",
@@ -125,8 +129,11 @@ def finish(
         history=trained.history.columns,
         metrics=metrics,
         thresholds={name: each.to_dict() for name, each in thresholds.items()},
+        prompts=asdict(samples.prompts) if samples.prompts else {},
         leakage=data.leakage.to_dict(),
-        warnings=tuple(dict.fromkeys([*remarks, *_remarks(metrics), *_worse(config.choose, trained)])),
+        warnings=tuple(
+            dict.fromkeys([*remarks, *_left_out(data.dropped), *_remarks(metrics), *_worse(config.choose, trained)])
+        ),
         seed=config.seed,
         openings=openings.to_dict() if openings else {},
         timings={"total_seconds": time.perf_counter() - started},
@@ -251,8 +258,10 @@ def _parameters(trained: Trained) -> dict[str, dict[str, int]]:
     model = trained.built.model
     parts: dict[str, nn.Module | None] = {
         "encoder": model.tower.network,
+        "pooling": model.tower.pooling,
         "projection": model.tower.projection,
         "text encoder": model.text_tower.network if model.text_tower else None,
+        "text pooling": model.text_tower.pooling if model.text_tower else None,
         "text projection": model.text_tower.projection if model.text_tower else None,
         "aggregator": model.aggregator,
         **dict(model.objectives.items()),
@@ -276,6 +285,12 @@ def _measures(built: Built) -> dict[str, float]:
     return found
 
 
+def _left_out(dropped: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a warning that counts what was left out by reason, where anything was."""
+    reasons = "; ".join(f"{reason}: {len(ids):,}" for reason, ids in dropped.items())
+    return [f"{sum(map(len, dropped.values())):,} samples were left out ({reasons})"] if reasons else []
+
+
 def _remarks(metrics: dict[str, dict[str, Any]]) -> list[str]:
     remarks = []
     if "val" in metrics:
@@ -286,15 +301,14 @@ def _remarks(metrics: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _worse(chosen: str, trained: Trained) -> list[str]:
-    """Return a warning where the network was better before any training than in its best epoch."""
+    """Return a warning where the network was better before any training than it was at best after."""
     before = trained.history.before.get(chosen)
-    # Of several processes only the first is told of epochs, and writes.
-    epochs = trained.history.columns.get(f"val/{chosen}")
-    best = epochs[trained.state.best_epoch or 0] if epochs else None
+    # Of several processes only the first is told of looks, and writes.
+    best = trained.history.at(trained.state.best_step, f"val/{chosen}")
     if before is None or best is None or (best <= before if is_lower_better(chosen) else best >= before):
         return []
     remark = (
-        f"by {chosen} training made it worse: on the rows that choose the epoch it was {format_number(before)} before "
-        f"any training and is {format_number(best)} in the best epoch; lower --lr or --encoder-lr, or unfreeze less"
+        f"by {chosen} training made it worse: on the rows that choose it was {format_number(before)} before any "
+        f"training and is {format_number(best)} at best; lower --lr or --encoder-lr, or unfreeze less"
     )
     return [remark]

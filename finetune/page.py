@@ -10,6 +10,7 @@ from data.files import whole_text_file
 from finetune.record import FinetuneRecord
 from finetune.table import flat_estimates
 from heads.evaluation.bootstrap import format_number
+from heads.evaluation.seal import Openings
 from heads.pages.page import Content, Html, definitions, document, element, join, picture, table
 from heads.pages.plots import learning_curves
 from heads.pages.sections import SPLIT_NAMES, cell, metric_name
@@ -23,7 +24,7 @@ def write_page(run: Path, record: FinetuneRecord) -> None:
     plot = run / "plots" / "losses.png"
     losses = {name: values for name, values in record.history.items() if name in ("train/loss", "val/loss")}
     if losses:
-        learning_curves(plot, losses)
+        learning_curves(plot, losses, steps=record.training["looks"] if record.config["judge_every"] else None)
     with whole_text_file(run / FILE) as file:
         file.write(page(record, plot if losses else None))
 
@@ -46,6 +47,7 @@ def page(record: FinetuneRecord, plot: Path | None) -> str:
             element("p", _lead(record), class_="lead"),
             _remarks(record),
             _metrics(record.metrics),
+            _samples(record),
             element("h3", "Training"),
             definitions(_training(record)),
             element("figure", picture(plot, alt="Losses of each epoch")) if plot else Html(""),
@@ -62,12 +64,15 @@ def page(record: FinetuneRecord, plot: Path | None) -> str:
 
 
 def _lead(record: FinetuneRecord) -> str:
-    training, counts = record.training, record.counts
+    training, counts, every = record.training, record.counts, record.config["judge_every"]
     trained = sum(part["trained"] for part in record.parameters.values())
+    epoch = training["best_epoch"] + 1
+    best = f"Step {training['best_step']:,}, in epoch {epoch}," if every else f"Epoch {epoch}"
+    looks = f", judged every {every:,} steps" if every else ""
     return (
         f"{trained:,} parameters were trained on {counts['trained']:,} of {counts['samples']:,} samples for "
-        f"{training['epochs']} epochs ({training['steps']:,} steps). Epoch {training['best_epoch'] + 1} was the best "
-        f"by {training['chosen_by']} on {counts['choosing']:,} samples ({training['chosen_on']})."
+        f"{training['epochs']} epochs ({training['steps']:,} steps). {best} was the best by {training['chosen_by']} on "
+        f"{counts['choosing']:,} samples ({training['chosen_on']}{looks})."
     )
 
 
@@ -83,6 +88,10 @@ def _metrics(metrics: Mapping[str, Mapping[str, Any]]) -> Html:
         return Html("")
     flat = {split: flat_estimates(values) for split, values in metrics.items()}
     names = list(dict.fromkeys(name for values in flat.values() for name in values))
+    if not names:
+        losses = ", ".join(f"{_number(each['losses']['loss'])} ({split})" for split, each in metrics.items())
+        text = f"Nothing but the loss, of {losses}, tells what this objective has reached."
+        return join([element("h3", "Metrics"), element("p", text)])
     rows = [[_spoken(name), *(cell(values.get(name)) for values in flat.values())] for name in names]
     head: Sequence[Content] = ["", *(SPLIT_NAMES.get(split, split) for split in flat)]
     caption = "In brackets: 95 % intervals; whole groups are resampled."
@@ -95,9 +104,19 @@ def _spoken(name: str) -> str:
     return f"{where[0].upper()}{where[1:]}: {metric_name(last)}" if where else metric_name(last)
 
 
+def _samples(record: FinetuneRecord) -> Html:
+    """Return how many samples and groups there are, and how often the test rows have been scored."""
+    rows = [
+        [SPLIT_NAMES.get(split, split.capitalize()), f"{each['samples']:,}", f"{each['groups']:,}"]
+        for split, each in record.counts["splits"].items()
+    ]
+    opened = element("p", Openings(**record.openings).explain(), class_="note") if record.openings else Html("")
+    return join([element("h3", "Samples"), table(["", "Samples", "Groups"], rows, label="Samples by split"), opened])
+
+
 def _training(record: FinetuneRecord) -> list[tuple[str, Content]]:
     config, measures, chosen = record.config, record.training["measures"], record.training["chosen_by"]
-    best = record.history[f"val/{chosen}"][record.training["best_epoch"]]
+    best = record.history[f"val/{chosen}"][record.training["looks"].index(record.training["best_step"])]
     learned = ", ".join(f"{name} {format_number(value)}" for name, value in measures.items())
     items: list[tuple[str, Content]] = [
         ("Unfrozen", config["unfreeze"]),
@@ -108,7 +127,7 @@ def _training(record: FinetuneRecord) -> list[tuple[str, Content]]:
         ("Batch", f"{config['batch_size']} x {config['accumulate']} on {record.training['processes']} process(es)"),
         ("Augmentation", ", ".join(config["augment"]) or "none"),
         (f"{chosen} before training", _number(record.training["before"].get(chosen))),
-        (f"{chosen} of the best epoch", _number(best)),
+        (f"{chosen} at best", _number(best)),
     ]
     return [*items, ("Learned", learned)] if learned else items
 

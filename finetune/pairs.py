@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from data.errors import TaskError
+from data.task import Kind, Targets
 from finetune.gather import gather_rows
 from finetune.outputs import Outputs
 
 PAIRED = frozenset({"vectors", "texts", "text_ids"})
 """What the losses of pairs need."""
+
+Positives = Literal["text", "target"]
+"""What makes two pairs alike: the same text, or also the same target."""
+
+
+def needed_with(settings: Mapping[str, Any]) -> frozenset[str]:
+    """Return what a loss of pairs needs that has a setting ``positives``."""
+    return PAIRED | {"target_ids"} if settings.get("positives") == "target" else PAIRED
 
 
 @dataclass(frozen=True)
@@ -27,22 +40,41 @@ class Pairs:
     vectors, texts
         Embeddings of inputs and texts, float32 (float64 if they were), shape (B, d).
     same
-        Whether pairs i and j have equal texts, shape (B, B), bool; true on the diagonal.
+        Whether pairs i and j are alike, shape (B, B), bool; true on the diagonal.
+    weights
+        How much each pair counts, shape (B,), with a mean of 1; all 0 where no pair of the batch counts.
     """
 
     vectors: Tensor
     texts: Tensor
     same: Tensor
+    weights: Tensor
 
     @classmethod
-    def gather(cls, outputs: Outputs) -> Pairs:
-        """Return the pairs of the joint batch; gathered and compared in full precision."""
+    def gather(cls, outputs: Outputs, positives: Positives = "text") -> Pairs:
+        """Return the pairs of the joint batch; gathered and compared in full precision.
+
+        Parameters
+        ----------
+        outputs
+            Of this process.
+        positives
+            Whether pairs are alike with equal texts, or with equal texts or equal known targets.
+        """
         vectors, texts, text_ids = outputs.vectors, outputs.texts, outputs.text_ids
         assert vectors is not None
         assert texts is not None
         assert text_ids is not None
-        ids = gather_rows(text_ids)
-        return cls(gather_rows(in_full(vectors)), gather_rows(in_full(texts)), ids[:, None] == ids[None, :])
+        same = _equal(gather_rows(text_ids))
+        if positives == "target":
+            assert outputs.target_ids is not None
+            same = same | _equal(gather_rows(outputs.target_ids))
+        vectors, texts = gather_rows(in_full(vectors)), gather_rows(in_full(texts))
+        weights = vectors.new_ones(len(vectors))
+        if outputs.weights is not None:
+            given = gather_rows(outputs.weights).to(vectors.dtype)
+            weights = given / torch.where(given.any(), given.mean(), 1.0)
+        return cls(vectors, texts, same, weights)
 
 
 class Similarity(nn.Module):
@@ -91,6 +123,26 @@ def number_texts(texts: Sequence[str]) -> Tensor:
     """
     digests = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts)
     return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.int64)
+
+
+def number_targets(targets: Targets, kind: Kind) -> NDArray[np.int64]:
+    """Return numbers that are equal where targets are known and equal, of several labels all of them, shape (n,).
+
+    Raises
+    ------
+    TaskError
+        If the targets are numbers, which are equal by chance only.
+    """
+    if kind == "regression":
+        raise TaskError("positives=target: needs classes or labels, and the task is regression; use positives=text")
+    columns = np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)
+    numbers = np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1)
+    known = (columns >= 0).all(axis=1)
+    return np.where(known, numbers, -1 - np.arange(len(numbers)))
+
+
+def _equal(ids: Tensor) -> Tensor:
+    return ids[:, None] == ids[None, :]
 
 
 def in_full(values: Tensor) -> Tensor:

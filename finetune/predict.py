@@ -44,6 +44,8 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
             f"--neighbours and --retrieve read stored features, and {config.run} is a fine-tuned run: extract with "
             f"--encoder {config.run}/encoder and fit a head"
         )
+    if config.view is not None:
+        raise ConfigError(f"--view: {config.run} is a fine-tuned run, which knows no views; leave it out")
     record = FinetuneRecord.read(config.run)
     objectives = [name for name in record.config["objective"] if name in PREDICTS]
     if not objectives:

@@ -6,14 +6,13 @@ Like the record of a head it is stable but for its ``volatile`` part.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, ValidationError
 
 from heads.errors import RunError
-from heads.record import FILE
+from heads.record import FILE, read_values
 from heads.stable_record import StableRecord
 
 KIND = "finetune"
@@ -30,7 +29,7 @@ class FinetuneRecord(StableRecord):
         Identity of the samples, and of who trained, who chose the epoch and who was judged.
     inputs
         Per tower: ``encoder`` and ``fingerprint`` before training, ``trained`` after it (the fingerprint of
-        ``RUN/encoder``), ``dim`` and ``modality``.
+        ``RUN/encoder``), ``dim``, ``modality``, ``pooling``, and what of it was ``kept`` in the store (None: nothing).
     task
         As in the record of a head; None of pairs without a target.
     counts
@@ -38,17 +37,19 @@ class FinetuneRecord(StableRecord):
     parameters
         Per part of the network how many parameters it has (``all``) and how many were ever trained (``trained``).
     training
-        ``epochs`` that were made, ``steps``, the ``last_step`` there could have been, what the rows that chose the
-        epoch were worth ``before`` any training,
-        ``best_epoch``, ``best_value`` and what it was ``chosen_by`` and ``chosen_on``,
-        ``processes``, and the objectives' ``measures`` at the best epoch, such as a temperature.
+        Whole ``epochs`` that were made, ``steps``, the ``last_step`` there could have been, what the rows that chose
+        were worth ``before`` any training, the ``looks`` at them, as steps that had been made,
+        ``best_epoch``, ``best_step``, ``best_value`` and what it was ``chosen_by`` and ``chosen_on``,
+        ``processes``, and the objectives' ``measures`` at the best step, such as a temperature.
     history
-        Per epoch the mean ``train/...`` and ``val/...`` values.
+        Per look the mean ``train/...`` since the one before, and the ``val/...`` values.
     metrics
         Per judged split: of a task what `heads.evaluation.metrics.evaluate` returned, of pairs ``retrieval``, of
         captions ``captions``.
     thresholds
         As in the record of a head; chosen on the rows that chose the epoch.
+    prompts
+        What stood for the classes where pairs were judged by that (`data.prompts.PromptTexts`); else empty.
     leakage, warnings, seed
         As in the record of a head.
     created, timings, environment, openings
@@ -69,6 +70,7 @@ class FinetuneRecord(StableRecord):
     history: dict[str, list[float | None]]
     metrics: dict[str, dict[str, Any]]
     thresholds: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    prompts: dict[str, Any] = Field(default_factory=dict)
     leakage: dict[str, Any] = Field(default_factory=dict)
     openings: dict[str, Any] = Field(default_factory=dict)
 
@@ -81,36 +83,34 @@ class FinetuneRecord(StableRecord):
         RunError
             If there is none, or it is damaged.
         """
-        values = read_record(run)
+        values = read_values(run)
         try:
             flat = {name: value for name, value in values.items() if name not in ("schema", "kind", "volatile")}
-            return cls(**flat, **values["volatile"])
-        except (ValidationError, TypeError, KeyError) as error:
-            raise RunError(f"{run / FILE}: damaged: {' '.join(str(error).split())[:200]}") from error
+            found = cls(**flat, **values["volatile"])
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RunError(f"{run / FILE}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        except (TypeError, KeyError) as error:
+            raise RunError(f"{run / FILE}: damaged: {error}") from error
+        if missing := found._missing():
+            raise RunError(f"{run / FILE}: damaged: {missing} is missing or no such value")
+        return found
 
-
-def read_record(run: Path) -> dict[str, Any]:
-    """Return what a run's ``record.json`` holds, of whatever kind it is.
-
-    Raises
-    ------
-    RunError
-        If it cannot be read as JSON.
-    """
-    try:
-        values = json.loads((run / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        found = "is not a run directory (no record.json)" if run.is_dir() else "does not exist"
-        raise RunError(f"{run}: {found if isinstance(error, OSError) else 'record.json is damaged'}") from error
-    if not isinstance(values, Mapping):
-        raise RunError(f"{run / FILE}: damaged, not the record of a run")
-    return dict(values)
+    def _missing(self) -> str | None:
+        """Name a part without which a run cannot be put together again; None where it is whole."""
+        whole = {
+            "inputs": self.inputs and all("modality" in each for each in self.inputs),
+            "task": bool(self.task) or "classification" not in self.config.get("objective", ()),
+            "training.last_step": isinstance(self.training.get("last_step"), int),
+            "thresholds": all(isinstance(each.get("value"), float) for each in self.thresholds.values()),
+        }
+        return next((name for name, is_there in whole.items() if not is_there), None)
 
 
 def is_finetuned(run: Path) -> bool:
-    """Return whether a directory holds a fine-tuned run."""
+    """Return whether a directory holds a fine-tuned run, be it a stopped or damaged one."""
     path = run / FILE
     try:
         return bool(json.loads(path.read_text(encoding="utf-8")).get("kind") == KIND)
     except (OSError, ValueError, AttributeError):
-        return False
+        return (run / "checkpoints").is_dir()

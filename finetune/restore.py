@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data.progress import Progress
+from data.prompts import PromptTexts
 from data.task import Task
 from featurestore.extract import resolve_device
 from featurestore.store import FeatureStore
-from finetune.build import Built, Towers, build, needed_by, text_sources
+from finetune.build import Built, Towers, build, needed_by
 from finetune.captions import CaptionTokenizer
 from finetune.config import FinetuneConfig
+from finetune.errors import FinetuneError
 from finetune.feed import Feed
 from finetune.hand import CAPTIONS, ENCODER, load_objectives
-from finetune.items import Decoder
+from finetune.items import Decoder, text_items
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import Samples, load_samples, read_rows
 from finetune.towers import load_tower
+from finetune.views import ViewChoice
 
 _AS_HANDED_BACK = {
     "unfreeze": "none",
@@ -27,7 +30,12 @@ _AS_HANDED_BACK = {
     "dim": None,
     "pooling": "auto",
     "text_pooling": "auto",
+    "consistency": 0.0,
     "warm_start": None,
+    "template": (),
+    "prompts": None,
+    "sample_weight": None,
+    "teacher": None,
     "augment": (),
     "cache_depth": False,
     "allow_leakage": True,
@@ -102,6 +110,13 @@ def restore(
     samples, remarks = load_samples(
         config, read_rows(config), store, decoder, progress, task=task, need_train=False, labelled=labelled
     )
+    if not len(samples.data.y):
+        dropped = "; ".join(f"{reason}: {len(ids):,}" for reason, ids in samples.data.dropped.items())
+        raise FinetuneError(f"{config.manifest}: no sample is left that can be judged or predicted ({dropped})")
+    if record.prompts and labelled:
+        samples = replace(
+            samples, prompts=PromptTexts(**{name: _tuples(each) for name, each in record.prompts.items()})
+        )
     captions = CaptionTokenizer.load(run / CAPTIONS) if "captions" in needed_by(config) else None
     built: Built = build(config, samples, towers, device=device, captions=captions)
     load_objectives(run, built)
@@ -109,9 +124,9 @@ def restore(
         tower=tower,
         items=decoder.items,
         items_of=samples.items_of,
-        max_views=config.max_views,
+        views=ViewChoice(limit=config.max_views),
         text_tower=text_tower,
-        texts=None if samples.texts is None else text_sources(samples.texts),
+        texts=text_items(text_tower, samples, config.workers, progress),
         known=built.known,
     )
     runner = Runner(
@@ -119,7 +134,13 @@ def restore(
         feed=feed,
         accelerator=make_accelerator(built.model.device, config.amp),
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
         last_step=record.training["last_step"],
         seed=config.seed,
     )
-    return Restored(config=config, task=task, samples=samples, runner=runner, remarks=remarks)
+    return Restored(config=config, task=task, samples=samples, runner=runner, remarks=[*remarks, *built.remarks])
+
+
+def _tuples(value: Any) -> Any:
+    """Return lists of JSON as tuples, at any depth."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

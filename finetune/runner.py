@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.batches import Rows, seed_of, share, steps_of
+from finetune.batches import Rows, seed_of, split, steps_of
 from finetune.feed import Feed
+from finetune.gradcache import joined, only
 from finetune.model import Model
-from finetune.outputs import Outputs
+from finetune.outputs import Objective, Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,9 @@ class Runner:
         What computes, and on what.
     accelerator
         Knows the processes and the arithmetic.
-    batch_size
-        Rows of a forward pass, over all processes.
+    batch_size, accumulate
+        Rows of a forward pass, over all processes, and forward passes of a step: those whose rows a loss of pairs
+        compares with each other.
     last_step
         The step whose weights of objectives judge, so that epochs are chosen by one sum.
     seed
@@ -62,6 +65,7 @@ class Runner:
     feed: Feed
     accelerator: Accelerator
     batch_size: int
+    accumulate: int
     last_step: int
     seed: int
 
@@ -79,28 +83,62 @@ class Runner:
         """
         self.model.eval()
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
-        steps = steps_of(rows, batch_size=self.batch_size, processes=processes)
-        passes = [each for step in steps for each in step]
+        steps = steps_of(rows, batch_size=self.batch_size, accumulate=self.accumulate, processes=processes)
+        shared = [split(passes, processes) for passes in steps]
+        batches = self.feed.ahead((each[process] for passes in shared for each in passes), epoch=None)
+        joint = self.model.objectives.joint(self.last_step) if losses and self.accumulate > 1 else {}
         sums: dict[str, float] = {}
         parts: list[tuple[NDArray[np.int64], dict[str, NDArray[Any]]]] = []
+
+        def add(found: Mapping[str, Tensor], count: int) -> None:
+            for name, loss in found.items():
+                sums[name] = sums.get(name, 0.0) + float(self.mean(loss)) * count
+
         with torch.inference_mode():
-            for whole, batch in zip(
-                passes, self.feed.ahead((share(each, process, processes) for each in passes), epoch=None), strict=True
-            ):
-                torch.manual_seed(seed_of(self.seed, len(whole), int(whole[0])))  # of masks, the same each time
+            for passes in shared:
+                made, wholes = [], [np.concatenate(each) for each in passes]
+                count = sum(map(len, wholes))
+                weights = self.weights_of_passes(wholes, self.last_step) if losses else {}
+                for number, whole in enumerate(wholes):
+                    batch = next(batches)
+                    torch.manual_seed(seed_of(self.seed, len(whole), int(whole[0])))  # of masks, the same each time
+                    with self.accelerator.autocast():
+                        outputs = self.model.outputs(batch)
+                        found = self.model.objectives(outputs, self.last_step, without=joint) if losses else {}
+                    add({name: loss * weights[name][number] for name, loss in found.items()}, count)
+                    made.append(only(outputs))
+                    if collect is not None:
+                        kept = {name: _array(each) for name, each in collect(self.model, outputs).items()}
+                        parts.append((batch.rows, kept))
                 with self.accelerator.autocast():
-                    outputs = self.model.outputs(batch)
-                    found = self.model.objectives(outputs, self.last_step) if losses else {}
-                for name, loss in found.items():
-                    sums[name] = sums.get(name, 0.0) + float(self.mean(loss)) * len(whole)
-                if collect is not None:
-                    kept = {name: _array(each) for name, each in collect(self.model, outputs).items()}
-                    parts.append((batch.rows, kept))
+                    found = {name: objective(joined(made)) for name, objective in joint.items()}
+                add(found, count)
         means = {name: total / len(rows) for name, total in sums.items()}
-        weights = self.model.objectives.weights(self.last_step)
         if losses:
-            means["loss"] = sum(weights[name] * value for name, value in means.items())
+            of_objectives = self.model.objectives.weights(self.last_step)
+            means["loss"] = sum(of_objectives[name] * value for name, value in means.items())
         return Passed(losses=means, arrays=self._ordered(parts, rows))
+
+    def weights_of_passes(self, passes: Sequence[Rows], step: int) -> dict[str, list[float]]:
+        """Return how much each forward pass of a step weighs in the means over all of it, by objective, summing to 1.
+
+        Parameters
+        ----------
+        passes
+            The rows of each pass, over all processes.
+        step
+            Of the optimizer.
+        """
+        objectives = {name: self.model.objectives[name] for name in self.model.objectives.weights(step)}
+        if len(passes) == 1:
+            return {name: [1.0] for name in objectives}
+        known = [self.feed.known.of(rows) for rows in passes]
+        found = {}
+        for name, objective in objectives.items():
+            assert isinstance(objective, Objective)
+            counts = [objective.count(each, len(rows)) for each, rows in zip(known, passes, strict=True)]
+            found[name] = [count / (sum(counts) or 1) for count in counts]
+        return found
 
     def _ordered(
         self, parts: list[tuple[NDArray[np.int64], dict[str, NDArray[Any]]]], rows: Rows
@@ -138,5 +176,9 @@ def make_accelerator(device: torch.device, amp: str) -> Accelerator:
     return Accelerator(
         mixed_precision=amp,
         cpu=device.type == "cpu",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # The others wait while the first one fills the store; torchrun ends them if it dies.
+            InitProcessGroupKwargs(timeout=timedelta(days=7)),
+        ],
     )

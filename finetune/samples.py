@@ -15,17 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digest import key_bytes
-from data.errors import LeakageError, SampleError, TaskError
+from data.errors import LeakageError, ManifestError, SampleError, TaskError
 from data.filecache import FileCache
+from data.labels import as_number
 from data.manifest import Manifest
 from data.progress import Progress
+from data.prompts import PromptTexts
 from data.sources import read_manifest
 from data.split import holdout
 from data.task import Task, read_task
+from featurestore.catalog import canonical
 from featurestore.store import FeatureStore
 from finetune.config import FinetuneConfig
 from finetune.errors import FinetuneError
 from heads.bags import Bags
+from heads.fine_tuned import refuse_seen
 from heads.inputs import Inputs
 from heads.labelled import Labelled, label, with_lost_bags
 from heads.loading import gate
@@ -48,11 +52,17 @@ class Samples:
         What is predicted; None of pairs without a target.
     texts
         The text of each sample; None where no column of texts was named.
+    prompts
+        What stands for the classes of the task where pairs are judged by that; else None.
+    taught
+        What a teacher says of the training samples, see `finetune.teacher.taught_by`; None without one.
     """
 
     data: Labelled
     task: Task | None
     texts: tuple[str, ...] | None
+    prompts: PromptTexts | None = None
+    taught: NDArray[np.float32] | None = None
 
     @property
     def are_studies(self) -> bool:
@@ -87,32 +97,85 @@ class Samples:
 
 
 def seen_by_head(config: FinetuneConfig, samples: Samples, choosing: NDArray[np.int64]) -> list[str]:
-    """Refuse a head to begin with that was fitted on rows that judge the run; return what a reader should know of it.
+    """Refuse a head to begin with, or to learn from, that was fitted on rows that judge the run.
+
+    Returns
+    -------
+    list of str
+        What a reader should know of it.
 
     Raises
     ------
     LeakageError
         If it was fitted on val or test rows.
     """
-    if config.warm_start is None:
-        return []
-    fitted = read_trained(config.warm_start)
+    heads = {"--warm-start": config.warm_start, "--teacher": config.teacher}
+    return [
+        remark
+        for option, run in heads.items()
+        if run is not None
+        for remark in _seen_by(option, run, samples, choosing)
+    ]
+
+
+def _seen_by(option: str, run: Path, samples: Samples, choosing: NDArray[np.int64]) -> list[str]:
+    fitted = read_trained(run)
     data = samples.data
     seen = np.array([not fitted.isdisjoint(keys) for keys in samples.contents(np.arange(len(data.y)))])
     for split in ("val", "test"):
         if seen[rows := data.rows(split)].any():
             raise LeakageError(
-                f"--warm-start {config.warm_start}: the head was fitted on {seen[rows].sum()} of the {len(rows)} "
+                f"{option} {run}: the head was fitted on {seen[rows].sum()} of the {len(rows)} "
                 f"{split} rows, which would look better than they are; fit it with `fit-head --refit train` on "
                 f"the same split"
             )
     if not seen[choosing].any():
         return []
     remark = (
-        "the rows that chose the epoch are among those that the head of --warm-start was fitted on, so an early epoch "
-        "is favoured; name val rows with --split to avoid that"
+        f"the rows that chose the epoch are among those that the head of {option} was fitted on, so an early epoch "
+        f"is favoured; name val rows with --split to avoid that"
     )
     return [remark]
+
+
+def weights_of(config: FinetuneConfig, samples: Samples) -> NDArray[np.float32] | None:
+    """Return how much each sample counts in a loss; None without a column of weights.
+
+    Only the cells of samples that are trained on are read, and divided by their mean. All others count the same, 1:
+    neither what judges a run nor what chooses its epoch is weighted.
+
+    Raises
+    ------
+    ManifestError
+        If a cell is empty or no number of 0 or more, rows of a study differ, or all weights are 0.
+    """
+    column = config.sample_weight
+    if column is None:
+        return None
+    train, _ = samples.choosing(config.validation_fraction, config.seed)
+    instances = samples.data.instances.of(train)
+    manifest = instances.manifest
+    cells = [(cell or "").strip() for cell in manifest.column(column)]
+    # An empty cell of a study's row is that of another row.
+    numbers = [as_number(cell) if cell or manifest.role("bag") is None else np.nan for cell in cells]
+    for i, number in enumerate(numbers):
+        if number is None or number < 0:
+            raise ManifestError(
+                f"{manifest.where(i)}, column {column!r}: expected a weight, a number of 0 or more, found "
+                f"{cells[i] or 'nothing'!r}"
+            )
+    values = np.array(numbers, dtype=np.float64)
+    if manifest.role("bag") is not None:
+        values = agreed(manifest, column, values, known=~np.isnan(values))
+    values = values[instances.first]
+    if np.isnan(values).any():
+        first = samples.data.manifest.ids[train[np.isnan(values).argmax()]]
+        raise ManifestError(f"{manifest.path}: no row of study {first!r} has a weight in column {column!r}")
+    if not values.any():
+        raise ManifestError(f"{manifest.path}: column {column!r} is 0 in all rows to train on; nothing is learned")
+    weights = np.ones(len(samples.data.y), np.float32)
+    weights[train] = values / values.mean()
+    return weights
 
 
 def store_of(config: FinetuneConfig) -> Path:
@@ -171,6 +234,8 @@ def load_samples(
     LeakageError
         If splits share groups or contents and that was not allowed.
     """
+    if config.sample_weight is not None:
+        manifest.column(config.sample_weight)  # a name that is wrong is told before anything is decoded
     if config.target and task is None and labelled:
         task, _ = read_task(
             manifest, config.target, kind=config.kind, delimiter=config.delimiter, positive=config.positive
@@ -192,6 +257,10 @@ def load_samples(
         several = task.kind == "multilabel" or len(task.outputs) > 1
         data = replace(data, task=task, y=np.zeros((len(data.y), len(task.outputs)) if several else len(data.y)))
     remarks = [*data.manifest.remarks, *gate(data, allow=config.allow_leakage)]
+    if need_train:  # a run that is judged again has the rows that it was trained on itself
+        encoders = [canonical(each) for each in (config.encoder, config.text_encoder) if each is not None]
+        judged = {split: data.rows(split) for split in ("val", "test")}
+        remarks += refuse_seen(data, encoders, judged, allow=config.allow_leakage)
     return Samples(data=data, task=task, texts=_texts(config.text, manifest, data)), remarks
 
 
@@ -232,7 +301,7 @@ def _left_out(inputs: Inputs, reasons: Mapping[int, str]) -> Inputs:
         dropped[reason] = (*dropped.get(reason, ()), inputs.manifest.ids[i])
     if not len(kept):
         why = "; ".join(f"{reason} ({len(ids)})" for reason, ids in dropped.items())
-        raise FinetuneError(f"{inputs.manifest.path}: no sample is left that can be trained on: {why}")
+        raise FinetuneError(f"{inputs.manifest.path}: no sample is left that can be used: {why}")
     assert isinstance(inputs.X, np.ndarray)
     manifest = inputs.manifest.select(kept.tolist())
     return replace(inputs, manifest=manifest, X=inputs.X[kept], keys=inputs.keys[kept], dropped=dropped)

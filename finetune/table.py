@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from heads.evaluation.bootstrap import format_number
 from heads.pages.table import metric_table
 
-NESTED = ("retrieval", "captions")
+NESTED = ("retrieval", "captions", "zero_shot")
 
 
 def split_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return one row per metric and one column per split, as text."""
+    """Return one row per metric and one column per split, as text; the loss of each where nothing else judges."""
+    if not any(map(flat_estimates, metrics.values())):
+        return "\n".join(
+            f"{split}: loss {format_number(values['losses']['loss'])}" for split, values in metrics.items()
+        )
     return metric_table({split: flat_estimates(values) for split, values in metrics.items()})
 
 

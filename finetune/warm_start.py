@@ -64,7 +64,7 @@ def classifier_from_run(run: Path, spec: EncoderSpec, task: Task) -> nn.Module:
     if bundle.head.name != "linear":
         raise BundleError(f"{run}: has a head {bundle.head.name}; a warm start needs `fit-head --head linear`")
     _require_encoder(run, bundle.inputs, spec)
-    _require_task(run, Task.from_dict(bundle.task), task)
+    require_task(run, Task.from_dict(bundle.task), task)
     _require_all_classes(run, bundle.head, task)
     weight, bias = _without_scaling(bundle.head)
     linear = nn.Linear(weight.shape[1], len(weight))
@@ -90,7 +90,14 @@ def _require_encoder(run: Path, inputs: list[dict[str, Any]], spec: EncoderSpec)
         )
 
 
-def _require_task(run: Path, own: Task, task: Task) -> None:
+def require_task(run: Path, own: Task, task: Task) -> None:
+    """Refuse a run whose head learned another task than the one to be learned.
+
+    Raises
+    ------
+    BundleError
+        If it did.
+    """
     expected, found = ((each.kind, each.classes or each.targets) for each in (task, own))
     if expected != found:
         raise BundleError(

@@ -45,7 +45,7 @@ class TaskConfig(ManifestConfig):
     positive: str | None = Field(
         default=None, description="the positive class of a binary task; default: the last in order"
     )
-    delimiter: str = Field(default="|", description="separates the labels of one cell")
+    delimiter: str = Field(default="|", min_length=1, description="separates the labels of one cell")
     min_positives: int = Field(
         default=1, ge=1, description="labels with fewer positives are left out of macro averages"
     )
@@ -177,6 +177,7 @@ class ZeroShotConfig(PromptOptions, TaskConfig):
         description="a class's prompts: mean of unit vectors, or that scaled to unit length again",
     )
     set: Settings = Field(default={}, description="a parameter of the zero_shot head, key=value")
+    allow_leakage: bool = Field(default=False, description="judge in spite of rows that the encoder was fine-tuned on")
 
 
 class EvaluateConfig(ManifestConfig):
@@ -192,7 +193,9 @@ class EvaluateConfig(ManifestConfig):
     )
     bootstrap: int = Field(default=1000, ge=0, description="resamples of groups behind each interval")
     seed: int = Field(default=0, ge=0, description="seed of the intervals")
-    allow_leakage: bool = Field(default=False, description="evaluate in spite of rows that the head was fitted on")
+    allow_leakage: bool = Field(
+        default=False, description="evaluate in spite of rows that the head or its encoder was trained on"
+    )
 
 
 class PredictConfig(Config):

@@ -23,6 +23,7 @@ from heads.evaluation.decisions import Answering
 from heads.evaluation.per_target import evaluate_task
 from heads.evaluation.scoring import scores_of
 from heads.evaluation.seal import Openings, open_test, run_digest
+from heads.fine_tuned import refuse_seen
 from heads.labelled import Labelled, label
 from heads.loading import masked_remark
 from heads.record import RunRecord
@@ -108,6 +109,8 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
     if not len(rows):
         raise SplitError(f"{config.manifest}: column {column!r} has no labelled row of split {config.split!r}")
     warnings = _trained_on(config, data, rows) if bundle.head.learns_from_rows else []
+    encoders = [block.encoder for block in data.blocks]
+    warnings += refuse_seen(data, encoders, {config.split or "all": rows}, allow=config.allow_leakage)
     judged = data.take(rows, "not evaluated")
     warnings += [*masked_remark(judged), *view_remark(bundle.head, judged.instances)]
     openings = None if config.split in ("train", "val") else _opened(store, data, rows, record, command)

@@ -213,9 +213,10 @@ def label(
             dropped[reason] = tuple(dict.fromkeys(str(names[i]) for i in np.flatnonzero(mask)))
     kept = np.flatnonzero(~unlabelled & ~unassigned)
     if need_train and not (split[kept] == "train").any():
+        why = "".join(f"; {reason}: {len(names):,}" for reason, names in dropped.items())
         raise SplitError(
             f"{manifest.path}: no labelled training sample is left of {len(manifest)} rows; "
-            f"check the target and the split column"
+            f"check the target and the split column{why}"
         )
     kept, instances, samples = samples_of(manifest, inputs.keys, kept, view=view)
     # What follows is about instances: two bags that share one are kept together like two equal samples.

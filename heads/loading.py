@@ -25,6 +25,7 @@ from heads.catalog import head_classes, make_head
 from heads.config import FitConfig, FittingConfig
 from heads.errors import HeadError
 from heads.evaluation.thresholds import parse_rule
+from heads.fine_tuned import audit
 from heads.inputs import find_features
 from heads.labelled import Labelled, join_features, label
 from heads.mixed import MixedHead
@@ -151,18 +152,19 @@ def refuse_mixed(command: str, task: Task) -> None:
 
 
 def gate(data: Labelled, *, allow: bool) -> list[str]:
-    """Refuse data whose splits share samples or groups, or return the refusal as a warning.
+    """Refuse data whose splits share samples or groups, or an encoder has seen; or return the refusal as a warning.
 
     Raises
     ------
     LeakageError
-        If the splits leak and that was not allowed.
+        If the splits leak, or an encoder was fine-tuned on rows that judge, and that was not allowed.
     """
+    seen = audit(data, [block.encoder for block in data.blocks], allow=allow)
     if data.leakage.clean:
-        return []
+        return seen
     if not allow:
         raise LeakageError(f"{data.manifest.path}: {data.leakage.message()}")
-    return [f"leakage allowed: {data.leakage.message()}"]
+    return [f"leakage allowed: {data.leakage.message()}", *seen]
 
 
 def few_per_label(config: FittingConfig, data: Labelled) -> Labelled:

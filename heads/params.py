@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, GroupedMetadata, Gt, Interval
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data.config import parse_yaml, read_yaml
 from data.errors import did_you_mean
@@ -121,7 +121,7 @@ def _hints(head: type) -> dict[str, Any]:
 
 @cache
 def _adapter(head: type, name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(_hints(head)[name])
+    return TypeAdapter(_hints(head)[name], config=ConfigDict(allow_inf_nan=False))
 
 
 def _validated(head: type, name: str, value: Any, *, strict: bool) -> Any:

@@ -234,17 +234,7 @@ class RunRecord(BaseModel):
         RunError
             If there is no such run, or its record is damaged.
         """
-        path = run / FILE
-        if not path.is_file():
-            found = "is not a run directory (no record.json)" if run.is_dir() else "does not exist"
-            raise RunError(f"{run}: {found}; expected the --out directory of fit-head")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
-        except ValueError as error:
-            raise RunError(f"{path}: is not JSON: {error}") from error
-        return cls.from_dict(values, where=str(path))
+        return cls.from_dict(read_values(run), where=str(run / FILE))
 
     def stable_digest(self) -> str:
         """Return the SHA-256 of what follows from input, configuration and seed; not of where the run was written."""
@@ -257,6 +247,31 @@ class RunRecord(BaseModel):
     def headline_split(self) -> str:
         """The most independent split that was judged: test before val before cv."""
         return next(split for split in (*SPLITS, *self.metrics) if split in self.metrics)
+
+
+def read_values(run: Path) -> dict[str, Any]:
+    """Return what the ``record.json`` of a run holds, of whatever kind the run is.
+
+    Raises
+    ------
+    RunError
+        If there is no such run, or its record is not a JSON object.
+    """
+    path = run / FILE
+    if not path.is_file():
+        if (run / "checkpoints").is_dir():
+            raise RunError(f"{run}: is not a finished run (no record.json); give the command that began it again")
+        found = "is not a run directory (no record.json)" if run.is_dir() else "does not exist"
+        raise RunError(f"{run}: {found}; expected the --out directory of fit-head or finetune")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RunError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: is not the record of a Frostline run (no JSON object)")
+    return values
 
 
 def describe_environment() -> dict[str, str]:

@@ -21,6 +21,7 @@ from heads.errors import HeadError
 from heads.evaluation.decisions import Decisions
 from heads.evaluation.scoring import scores_of
 from heads.evaluation.thresholds import choose_thresholds
+from heads.fine_tuned import refuse_seen
 from heads.fit import Fitted, Judged, head_remarks, open_test_rows, write_judged
 from heads.inputs import find_features, refuse_views
 from heads.labelled import Labelled, join_features, label
@@ -126,7 +127,9 @@ def predict(config: ZeroShotConfig, data: Labelled) -> Fitted:
             f"{data.manifest.path}, split column {config.split!r}: no labelled row of test or val to judge; "
             f"leave --split out to judge all rows"
         )
-    head, remarks = make_head(HEAD, data.task.kind, config.set, config.seed), list[str]()
+    encoders = [block.encoder for block in data.blocks]
+    remarks = refuse_seen(data, encoders, dict(parts), allow=config.allow_leakage)
+    head = make_head(HEAD, data.task.kind, config.set, config.seed)
     rows = parts[0][1]
     with head_remarks(remarks, data.task):
         head.fit(features_for(head, data.X[rows]), data.y[rows], context=data.context)

@@ -130,7 +130,7 @@ class Contest:
         manifest = read_rows(config)
         towers = load_towers(config, manifest.modality, device=self.device)
         if cached:
-            towers = with_cached_depth(config, towers, store)
+            towers = with_cached_depth(config, towers, store, Silent())
         decoder = Decoder(towers.tower, config.workers, Silent())
         samples, _ = load_samples(config, manifest, store, decoder, Silent())
         built = build(config, samples, towers, device=self.device)
@@ -147,11 +147,19 @@ class Contest:
             ),
             accelerator=accelerator,
             batch_size=self.batch_size,
+            accumulate=1,
             last_step=0,
             seed=0,
         )
         course = Course(
-            epochs=1, accumulate=1, schedule="constant", warmup=0.0, floor=0.0, clip_norm=1.0, patience=None
+            epochs=1,
+            schedule="constant",
+            by="step",
+            warmup=0.0,
+            floor=0.0,
+            clip_norm=1.0,
+            judge_every=None,
+            patience=None,
         )
         loop = Loop(runner, policies=built.policies, groups=groups, course=course)
         unsaved = Unsaved(self.folder, loop.changing)

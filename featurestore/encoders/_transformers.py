@@ -19,7 +19,7 @@ from featurestore.chunks import Chunks, make_text_encoder
 from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.errors import EncoderError, WeightsUnavailable
 from featurestore.forward import freeze
-from featurestore.hub import from_cache_or_hub
+from featurestore.hub import UNLOADABLE, from_cache_or_hub
 from featurestore.pooling import choose_text_poolings, level_specs, pool_or_keep
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import Tokens
@@ -93,7 +93,7 @@ class Checkpoint:
                 return from_cache_or_hub(load, encoder=self.encoder, repo=self.source)
             try:
                 return load()
-            except (OSError, RuntimeError, ValueError, KeyError) as error:
+            except UNLOADABLE as error:
                 if isinstance(error, EncoderError):
                     raise
                 raise WeightsUnavailable(f"{self.encoder}: cannot be loaded: {first_line(error)}") from error

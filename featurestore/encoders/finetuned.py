@@ -3,11 +3,11 @@
 ::
 
     encoder/
-      encoder.json             of each tower: the base encoder, digests of its weights before and after, the projection
-      <modality>.safetensors   the tensors that differ from the base's, and those of the projection
+      encoder.json             of each tower: the base encoder, digests of its weights before and after, what is above
+      <modality>.safetensors   the tensors that differ from the base's, and those of what is above it
 
-The base is loaded by its id, the tensors that differ take the place of its own, and what was read off the network is
-projected. Samples are read exactly as the base reads them.
+The base is loaded by its id, and the tensors that differ take the place of its own. Above the network may be a learned
+pooling of its tokens, and a projection. Samples are read exactly as the base reads them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from data.digest import digest_json
 from data.manifest import Modality
-from featurestore.catalog import HANDED_BACK, load_encoder
+from featurestore.catalog import HANDED_BACK, canonical, load_encoder
 from featurestore.encoder import Embeddings, Encoder, EncoderOptions
 from featurestore.encoder_ids import WrappedId
 from featurestore.encoders._projection import Layer, make_projection
+from featurestore.encoders._token_pooling import TokenPooling, make_token_pooling
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
 from featurestore.image_encoder import ImageEncoder
-from featurestore.pooling_text import CHUNKS
+from featurestore.pooling_text import CHUNKS, TOKENS
 from featurestore.spec import EncoderSpec
 from featurestore.text_encoder import TextEncoder
 from featurestore.together import Together
@@ -39,10 +40,10 @@ from featurestore.weights import first_line, load_weights, weights_digest
 FORMAT = 1
 """Version of the files' layout; this release reads it and older ones."""
 
-NETWORK, PROJECTION = "network.", "projection."
+NETWORK, POOLING, PROJECTION = "network.", "pooling.", "projection."
 """What the names of tensors begin with."""
 
-_OF_A_LEVEL = ("tokens", "projection", "similarity")
+_OF_A_LEVEL = ("tokens", "token_pooling", "projection", "similarity")
 """What an architecture says of one level of a network."""
 
 _Trainable = ImageEncoder | TextEncoder | VideoEncoder
@@ -56,13 +57,15 @@ class TrainedTower(BaseModel):
     encoder
         The id of the base encoder.
     pooling
-        The level that was trained, and that the projection is for.
+        The level that was trained, and that what is above the network is for; ``tokens`` where a pooling was learned.
     base
         See `identity`: of the base, whose other weights would make another encoder.
     weights
         Digest of the network's weights after training.
+    token_pooling
+        What was learned to make a vector of the tokens; None where the base's own pooling is meant.
     projection
-        Layers from the level to the common space; none where the base's own vectors are meant.
+        Layers from the vector to the common space; none where the vectors are meant as they are.
     changed
         Whether there is a file of tensors.
     """
@@ -72,6 +75,7 @@ class TrainedTower(BaseModel):
     pooling: str
     base: str
     weights: str
+    token_pooling: TokenPooling | None = None
     projection: list[Layer] = []
     changed: bool
 
@@ -106,8 +110,8 @@ def load(name: str, options: EncoderOptions) -> Encoder:
         The folder.
     options
         As of the base encoder; ``auto`` pooling is the one that was trained. Where training has made a space of its
-        own, by a projection or for a pair of towers, that is called ``native``. Other poolings are read off the trained
-        network as they are.
+        own, by a learned pooling, a projection or for a pair of towers, that is called ``native``. Other poolings are
+        read off the trained network as they are.
 
     Raises
     ------
@@ -123,7 +127,8 @@ def load(name: str, options: EncoderOptions) -> Encoder:
     trained = _read(encoder_id, folder)
     modality = _modality(encoder_id, trained, options)
     tower = trained.towers[modality]
-    own = "native" if tower.projection or len(trained.towers) > 1 else tower.pooling
+    is_new = tower.token_pooling is not None or bool(tower.projection) or len(trained.towers) > 1
+    own = "native" if is_new else tower.pooling
     made = _base(encoder_id, tower, replace(_of_base(options, tower.pooling, own), modality=modality))
     members = cast("tuple[_Trainable, ...]", made.encoders if isinstance(made, Together) else (made,))
     state = load_weights(folder / f"{modality}.safetensors") if tower.changed else {}
@@ -131,9 +136,13 @@ def load(name: str, options: EncoderOptions) -> Encoder:
     _require_base(encoder_id, tower, members[0].spec)
     # Members of several have one network: texts cut, and in pieces.
     _replace_weights(encoder_id, tower, members[0], _part(state, NETWORK))
-    projection = make_projection(tower.projection, _part(state, PROJECTION), path=folder, device=options.device)
+    above: dict[str, Any] = {"path": folder, "device": options.device}
+    pooling = make_token_pooling(tower.token_pooling, _part(state, POOLING), **above)
+    projection = make_projection(tower.projection, _part(state, PROJECTION), **above)
     similarity = trained.similarity if modality == "text" else None
     for encoder in members:
+        if pooling is not None:
+            _pool(encoder, pooling, own, options)
         _follow(encoder, tower, own, projection, similarity)
     return Together(members) if isinstance(made, Together) else made
 
@@ -193,6 +202,8 @@ def _base(encoder_id: str, tower: TrainedTower, options: EncoderOptions) -> _Tra
             f"{encoder_id}: its base encoder {tower.encoder} runs code that this folder names; allow it with "
             f"--trust-remote-code if you know it"
         )
+    if encoder_id in (tower.encoder, canonical(tower.encoder)):
+        raise WeightsUnavailable(f"{encoder_id}: damaged; {HANDED_BACK} names the folder itself as its base encoder")
     try:
         made = load_encoder(tower.encoder, options)
     except EncoderError as error:
@@ -213,7 +224,7 @@ def _require_base(encoder_id: str, tower: TrainedTower, spec: EncoderSpec) -> No
 
 
 def _refuse_other_names(encoder_id: str, state: Mapping[str, Tensor]) -> None:
-    other = [name for name in state if not name.startswith((NETWORK, PROJECTION))]
+    other = [name for name in state if not name.startswith((NETWORK, POOLING, PROJECTION))]
     if other:
         raise WeightsUnavailable(f"{encoder_id}: damaged; the tensor {other[0]} is of no known part")
 
@@ -235,6 +246,26 @@ def _replace_weights(encoder_id: str, tower: TrainedTower, encoder: _Trainable, 
         )
 
 
+def _pool(encoder: _Trainable, pooling: tuple[nn.Module, Mapping[str, Any]], own: str, options: EncoderOptions) -> None:
+    """Let a learned pooling make a vector, called `own`, of tokens; these stay a level where they were asked for."""
+    module, described = pooling
+    asked = dict.fromkeys(each in ("auto", own) for each in options.poolings if each in ("auto", own, TOKENS))
+    before = encoder.levels
+    readings = [
+        (at, pooled) for at, level in enumerate(before) for pooled in (asked if level.pooling == TOKENS else (False,))
+    ]
+
+    def named(level: EncoderSpec) -> EncoderSpec:
+        architecture = {name: value for name, value in level.architecture.items() if name != "tokens"}
+        architecture["token_pooling"] = dict(described)
+        return replace(level, architecture=architecture, layer="token_pooling", pooling=own, dtype=options.dtype)
+
+    def after(made: tuple[Embeddings, ...]) -> tuple[Embeddings, ...]:
+        return tuple(module(made[at]) if pooled else made[at] for at, pooled in readings)
+
+    encoder.followed_by(after, tuple(named(before[at]) if pooled else before[at] for at, pooled in readings))
+
+
 def _follow(
     encoder: _Trainable,
     tower: TrainedTower,
@@ -243,7 +274,8 @@ def _follow(
     similarity: Mapping[str, float] | None,
 ) -> None:
     """Give an encoder whose weights were replaced its projection, its similarity and its new identity."""
-    trained = [level.pooling.removesuffix(CHUNKS) == tower.pooling.removesuffix(CHUNKS) for level in encoder.levels]
+    plain = own if tower.token_pooling else tower.pooling.removesuffix(CHUNKS)
+    trained = [level.pooling.removesuffix(CHUNKS) == plain for level in encoder.levels]
     differs = similarity is not None and similarity != getattr(encoder, "similarity", None)
 
     def named(level: EncoderSpec, *, is_trained: bool) -> EncoderSpec:

@@ -1,4 +1,4 @@
-"""CLIP, SigLIP, DINOv2, ViT and text of the BERT family in transformers' format: ORG/NAME[@REV] or /local/folder."""
+"""Images, videos and texts of models in the format of transformers: ORG/NAME[@REVISION] or /local/folder."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from featurestore.blocks import listed_blocks, with_blocks
 from featurestore.chunks import make_text_encoder
 from featurestore.encoder import Embeddings, Encoder, EncoderOptions
+from featurestore.encoders._huggingface_video import VIDEO_TOWERS, video_encoder
 from featurestore.encoders._names import split_seed
 from featurestore.encoders._transformers import Checkpoint, HubTokenizer, architecture, bert_encoder, text_limit
 from featurestore.errors import EncoderError, UnknownEncoder, WeightsUnavailable
@@ -90,7 +91,7 @@ _IMAGE_TOWERS = {
 
 
 def load(name: str, options: EncoderOptions) -> Encoder:
-    """Return an image or text encoder of a checkpoint in the format of transformers.
+    """Return an image, text or video encoder of a checkpoint in the format of transformers.
 
     Parameters
     ----------
@@ -115,6 +116,8 @@ def load(name: str, options: EncoderOptions) -> Encoder:
     two_towers = kind in ("clip", "siglip")
     if options.modality is None and two_towers:
         raise EncoderError(f"{checkpoint.encoder} has an image and a text tower: say which by naming the modality")
+    if kind in VIDEO_TOWERS and options.modality in (None, "video"):
+        return video_encoder(checkpoint, options, config)
     wants_image = options.modality == "image" or (options.modality is None and kind in _IMAGE_TOWERS)
     if wants_image and kind in _IMAGE_TOWERS:
         return _image_encoder(checkpoint, options, config, _IMAGE_TOWERS[kind])
@@ -123,7 +126,7 @@ def load(name: str, options: EncoderOptions) -> Encoder:
             f"{checkpoint.encoder}: no recipe for images of model_type {kind!r}; known: {', '.join(_IMAGE_TOWERS)}. "
             f"Wrap it as py:module:factory"
         )
-    if options.modality not in (None, "text") or (kind in _IMAGE_TOWERS and not two_towers):
+    if options.modality not in (None, "text") or (kind in {*_IMAGE_TOWERS, *VIDEO_TOWERS} and not two_towers):
         raise EncoderError(f"{checkpoint.encoder}: model_type {kind!r} does not encode {options.modality}")
     if two_towers:
         return _contrastive_text_encoder(checkpoint, options, config)

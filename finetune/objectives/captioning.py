@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from data.errors import ConfigError
-from finetune.captions import CaptionTokenizer
+from finetune.captions import DEFAULT_LENGTH, CaptionTokenizer
 from finetune.decoder import CaptionDecoder
 from finetune.gather import joint_mean
 from finetune.generate import beam_search, greedy
@@ -36,6 +36,11 @@ class Captioning(Objective):
         Of the captions.
     token_dim
         Length of the encoder's tokens.
+    vocabulary
+        The text encoder that `tokenizer` is of; None for that of ``--text-encoder``, or offline:minilm where it has
+        none of transformers or is not named.
+    max_length
+        The longest caption in tokens, beginning and end included; longer ones are cut, and none longer is written.
     layers, heads, dim, feedforward, positions, dropout, tied
         Of the decoder, see `finetune.decoder.CaptionDecoder`.
     label_smoothing
@@ -46,7 +51,7 @@ class Captioning(Objective):
     Raises
     ------
     ConfigError
-        If `heads` does not divide `dim`, or the tokenizer's longest caption has more tokens than `positions`.
+        If `heads` does not divide `dim`, or `max_length` is more than `positions`.
 
     References
     ----------
@@ -61,6 +66,8 @@ class Captioning(Objective):
         *,
         tokenizer: CaptionTokenizer,
         token_dim: int,
+        vocabulary: str | None = None,
+        max_length: Count = DEFAULT_LENGTH,
         layers: Count = 6,
         heads: Count = 8,
         dim: Count = 512,
@@ -73,11 +80,13 @@ class Captioning(Objective):
         length_penalty: float = 1.0,
     ) -> None:
         super().__init__()
-        if positions < tokenizer.max_length:
+        if positions < max_length:
             raise ConfigError(
-                f"{self.name}: positions={positions} is too few for captions of {tokenizer.max_length} tokens"
+                f"{self.name}: positions={positions} is too few for captions of max_length={max_length} tokens"
             )
         self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        self.max_length = max_length
         self.label_smoothing = label_smoothing
         self.beams = beams
         self.length_penalty = length_penalty
@@ -111,10 +120,15 @@ class Captioning(Objective):
         )
         return joint_mean(total, real.sum())
 
+    def count(self, known: Outputs, rows: int) -> float:  # noqa: ARG002 - the mean is over tokens
+        """Return the number of tokens behind the beginnings."""
+        assert known.caption_mask is not None
+        return float(known.caption_mask[:, 1:].sum())
+
     def write(self, tokens: Tensor) -> list[str]:
         """Return a caption for each input, of the encoder's tokens, shape (b, t, c); in eval mode."""
         search = greedy
         if self.beams > 1:
             search = partial(beam_search, beams=self.beams, length_penalty=self.length_penalty)
-        made = search(self.decoder, tokens, self.tokenizer.special, max_length=self.tokenizer.max_length)
+        made = search(self.decoder, tokens, self.tokenizer.special, max_length=self.max_length)
         return self.tokenizer.decode(made.ids)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import kl_div, logsigmoid
 
 from data.errors import TaskError
 from data.task import Targets, Task
@@ -18,6 +20,9 @@ from finetune.warm_start import UnitLength
 from heads.losses import LossName, entry_losses, weighted_sum
 from heads.params import ClassWeight, Count, Fraction, NotNegative, Positive
 
+Share = Annotated[float, Interval(ge=0, le=1)]
+SURE = 1e-6
+"""How near to 0 and 1 a teacher's probabilities are taken."""
 RegressionLoss = Literal["huber", "mse", "mae"]
 
 _REGRESSION_LOSSES: dict[RegressionLoss, LossName] = {
@@ -32,7 +37,8 @@ class Classification(Objective):
 
     .. math:: L = \frac{\sum_{i,t} w_{it}\, \ell(z_{it}, y_{it})}{\sum_{i,t} w_{it}}
 
-    with logits z = f(vectors), w = 0 where a target is missing, and by the kind of task
+    with logits z = f(vectors), w = 0 where a target is missing, else the weight of its sample times that of its class,
+    and by the kind of task
 
     ==============  ======  ================================================================================
     kind            logits  :math:`\ell`, see `heads.losses`
@@ -45,6 +51,16 @@ class Classification(Objective):
 
     f is a linear layer, or with `hidden` layers of linear, ReLU, drop-out and a linear one at the end.
     ``hidden=d dropout=0.2``, d the length of the vector, is DistilBERT's head for sequences.
+
+    With a teacher the classifier learns its probabilities as well [1]_, in training only:
+
+    .. math:: (1 - \alpha)\, L + \alpha\, T^2\, \frac{\sum_i w_i\, D\big(q_i(T) \,\|\, p_i(T)\big)}{\sum_i w_i}
+
+    D is the Kullback-Leibler divergence, q and p what the teacher and the classifier give at the temperature T:
+    softmax(z / T) of classes, or :math:`\sigma(z / T)` of two classes and of labels, whose divergences are averaged
+    over the labels, unknown ones as well. :math:`w_i = \sum_t w_{it}` is what the sample weighs in L. A teacher's
+    logits are those of its probabilities, held off 0 and 1 by 1e-6. T² keeps the size of the gradients. What judges
+    and what chooses the epoch is L, the loss of the targets.
 
     Parameters
     ----------
@@ -69,15 +85,24 @@ class Classification(Objective):
         Of a regression.
     huber_delta
         Where the Huber loss turns from square to linear, in standard deviations of the target.
+    teacher_weight
+        :math:`\alpha`; at 1 the teacher is all that is learned.
+    teacher_temperature
+        T; 1 compares the probabilities as they are, more brings out how the teacher ranks what it finds unlikely.
 
     Raises
     ------
     TaskError
         If the task is of another kind, or a setting does not fit it.
+
+    References
+    ----------
+    .. [1] Hinton et al., "Distilling the Knowledge in a Neural Network", NIPS 2014 workshop, section 2.
     """
 
     name: ClassVar[str] = "classification"
     needs: ClassVar[frozenset[str]] = frozenset({"vectors", "targets"})
+    weighted: ClassVar[bool] = True
 
     center: Tensor
     spread: Tensor
@@ -99,6 +124,8 @@ class Classification(Objective):
         pos_weight: Positive | Literal["balanced"] | None = None,
         loss: RegressionLoss = "huber",
         huber_delta: Positive = 1.0,
+        teacher_weight: Share = 0.5,
+        teacher_temperature: Positive = 2.0,
     ) -> None:
         super().__init__()
         if task.kind == "mixed":
@@ -113,6 +140,8 @@ class Classification(Objective):
         self.label_smoothing = label_smoothing
         self.focal_gamma = focal_gamma
         self.huber_delta = huber_delta
+        self.teacher_weight = teacher_weight
+        self.teacher_temperature = teacher_temperature
         self.flat = np.ndim(targets) == 1
         columns = np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)
         known = _known(torch.from_numpy(columns), self.kind).numpy()
@@ -147,7 +176,24 @@ class Classification(Objective):
                 delta=self.huber_delta,
                 pos_weight=self.pos_weights,
             )
-            return joint_mean(*weighted_sum(losses, known * self._weights(values)))
+            weights = known * self._weights(values)
+            if outputs.weights is not None:
+                weights = weights * outputs.weights[:, None]
+            loss = joint_mean(*weighted_sum(losses, weights))
+            if outputs.taught is None or not self.training:
+                return loss
+            return (1 - self.teacher_weight) * loss + self.teacher_weight * self._distance(
+                logits, outputs.taught, weights.sum(dim=1)
+            )
+
+    def count(self, known: Outputs, rows: int) -> float:  # noqa: ARG002 - the mean is over known targets
+        """Return the sum of the weights of the known targets."""
+        assert known.targets is not None
+        targets = known.targets.to(self.class_weights.device)
+        columns = targets if targets.ndim == 2 else targets[:, None]
+        there = _known(columns, self.kind)
+        weights = there * self._weights(torch.where(there, columns, 0).float())
+        return float((weights if known.weights is None else weights * known.weights[:, None]).sum())
 
     def scores(self, vectors: Tensor) -> Tensor:
         """Return scores in the order of the task, as `heads.evaluation.scoring` defines them.
@@ -201,6 +247,19 @@ class Classification(Objective):
 
     def _logits(self, vectors: Tensor) -> Tensor:
         return in_full(self.classifier(torch.where(self.unit_length, UnitLength()(vectors), vectors)))
+
+    def _distance(self, logits: Tensor, taught: Tensor, weights: Tensor) -> Tensor:
+        """Return the mean divergence from the teacher over the joint batch, times the squared temperature."""
+        taught = taught.to(logits.dtype).clamp(SURE, 1 - SURE)
+        T = self.teacher_temperature
+        if self.kind == "multiclass":
+            theirs, ours = ((each / T).log_softmax(dim=1) for each in (taught.log(), logits))
+            divergences = kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1)
+        else:
+            theirs, ours = (torch.stack([each, -each]) / T for each in (taught.logit(), logits))
+            each_way = kl_div(logsigmoid(ours), logsigmoid(theirs), reduction="none", log_target=True)
+            divergences = each_way.sum(dim=0).mean(dim=1)
+        return T**2 * joint_mean((weights * divergences).sum(), weights.sum())
 
     def _weights(self, values: Tensor) -> Tensor:
         """Return the class weight of each target, shape (b, T); 1 where nothing is balanced."""

@@ -54,6 +54,7 @@ class Triplet(Objective):
 
     name: ClassVar[str] = "triplet"
     needs: ClassVar[frozenset[str]] = PAIRED
+    joint: ClassVar[bool] = True
 
     drawn: Tensor
     without_negative: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from typing import cast
 
@@ -58,13 +58,25 @@ class Weighted(nn.ModuleDict):
         for name, weight in at.items():
             if not weight >= 0:
                 raise ConfigError(f"the weight of {name} is {weight:g} at step {step}; expected a number >= 0")
-        if not any(at.values()):
+        if not any(weight for name, weight in at.items() if self._objective(name).in_evaluation):
             raise ConfigError(f"the weights of {', '.join(at)} are all 0 at step {step}; nothing would be learned")
         return {name: weight for name, weight in at.items() if weight}
 
-    def forward(self, outputs: Outputs, step: int) -> dict[str, Tensor]:
-        """Return the loss of each objective with a weight at a step, not yet weighted."""
-        return {name: self[name](outputs) for name in self.weights(step)}
+    def joint(self, step: int) -> dict[str, Objective]:
+        """Return the objectives with a weight at a step whose losses are not means over samples."""
+        active = {name: self._objective(name) for name in self.weights(step)}
+        return {name: objective for name, objective in active.items() if objective.joint}
+
+    def forward(self, outputs: Outputs, step: int, *, without: Container[str] = ()) -> dict[str, Tensor]:
+        """Return the loss of each objective with a weight at a step, not yet weighted; without some.
+
+        In eval mode those that only regularise training are left out.
+        """
+        active = (name for name in self.weights(step) if self.training or self._objective(name).in_evaluation)
+        return {name: self[name](outputs) for name in active if name not in without}
+
+    def _objective(self, name: str) -> Objective:
+        return cast("Objective", self[name])
 
     def total(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         """Return the weighted sum of what `forward` returned for a step."""

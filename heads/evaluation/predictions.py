@@ -26,6 +26,8 @@ class Predictions:
     ----------
     task
         The task.
+    ids
+        The id of each row.
     groups
         The group of each row, shape (n,); None where a row has none.
     y
@@ -37,6 +39,7 @@ class Predictions:
     """
 
     task: Task
+    ids: tuple[str, ...]
     groups: tuple[str | None, ...]
     y: Floats
     scores: Floats
@@ -166,14 +169,14 @@ def _columns(task: Task) -> tuple[list[str], list[str]]:
 
 def _expect_columns(path: Path, found: Sequence[str], task: Task) -> None:
     truth, scores = _columns(task)
-    missing = [name for name in ("split", "group", *truth, *scores) if name not in found]
+    missing = [name for name in ("id", "split", "group", *truth, *scores) if name not in found]
     if missing:
         raise RunError(f"{path}: a {task.kind} task needs the columns {', '.join(missing)}; found {', '.join(found)}")
 
 
 def _parse(rows: Sequence[tuple[int, Mapping[str, str]]], task: Task) -> Predictions:
     truth_columns, score_columns = _columns(task)
-    groups = tuple(row["group"] or None for _, row in rows)
+    ids, groups = tuple(row["id"] for _, row in rows), tuple(row["group"] or None for _, row in rows)
     scores = np.array([[_number(row, name, line) for name in score_columns] for line, row in rows])
     raw = None
     raw_columns = [f"raw[{name}]" for name in task.classes]
@@ -184,9 +187,9 @@ def _parse(rows: Sequence[tuple[int, Mapping[str, str]]], task: Task) -> Predict
         y = np.array([_lookup(code, row, line) for line, row in rows])
         if task.kind == "binary":
             scores, raw = scores[:, 1], None if raw is None else raw[:, 1]
-        return Predictions(task=task, groups=groups, y=y, scores=scores, raw=raw)
+        return Predictions(task=task, ids=ids, groups=groups, y=y, scores=scores, raw=raw)
     y = np.array([[_number(row, name, line, empty=np.nan) for name in truth_columns] for line, row in rows])
-    return Predictions(task=task, groups=groups, y=y, scores=scores, raw=raw)
+    return Predictions(task=task, ids=ids, groups=groups, y=y, scores=scores, raw=raw)
 
 
 def _views(rows: _Rows, task: Task) -> Iterator[Predictions]:
@@ -214,7 +217,8 @@ def _parse_view(rows: _Rows, parts: Sequence[Task]) -> Predictions:
             for line, row in rows
         ]
     scores = np.array([[_number(row, column, line) for column in said] for line, row in rows])
-    return Predictions(task=task, groups=tuple(row["group"] or None for _, row in rows), y=np.array(y), scores=scores)
+    ids, groups = tuple(row["id"] for _, row in rows), tuple(row["group"] or None for _, row in rows)
+    return Predictions(task=task, ids=ids, groups=groups, y=np.array(y), scores=scores)
 
 
 def _number(row: Mapping[str, Any], column: str, line: int, *, empty: float | None = None) -> float:

@@ -249,7 +249,9 @@ def score_histograms(path: Path, questions: Sequence[Question]) -> None:
         drawn.legend(handles, labels, loc="upper right", ncols=3)
 
 
-def learning_curves(path: Path, history: Mapping[str, Sequence[float | None]]) -> None:
+def learning_curves(
+    path: Path, history: Mapping[str, Sequence[float | None]], *, steps: Sequence[int] | None = None
+) -> None:
     """Draw losses over epochs, and where the watched loss (the last one given) was lowest.
 
     Parameters
@@ -258,21 +260,24 @@ def learning_curves(path: Path, history: Mapping[str, Sequence[float | None]]) -
         The PNG to write.
     history
         Name of a loss to its value per epoch; None where there is none.
+    steps
+        After how many steps each value was found, where it was not after every epoch.
     """
+    unit = "epoch" if steps is None else "step"
     with figure(path, 4.5, 3.4) as drawn:
         ax = drawn.subplots()
         series = {name: np.array(values, dtype=np.float64) for name, values in history.items()}
         series = {name: values for name, values in series.items() if np.isfinite(values).any()}
         for color, (name, values) in zip(COLORS, series.items(), strict=False):
-            epochs = np.arange(1, len(values) + 1)
-            ax.plot(epochs, values, color=color, label=name.replace("_", " "), marker="o" if len(values) == 1 else "")
+            places = np.arange(1, len(values) + 1) if steps is None else np.array(steps)
+            ax.plot(places, values, color=color, label=name.replace("_", " "), marker="o" if len(values) == 1 else "")
         if series:
             watched = list(series.values())[-1]
-            best = int(np.nanargmin(watched))
-            ax.axvline(best + 1, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=f"lowest: epoch {best + 1}")
+            best = int(places[np.nanargmin(watched)])
+            ax.axvline(best, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=f"lowest: {unit} {best}")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        ax.set(xlabel="Epoch", ylabel="Loss", title="Learning curves of the final fit")
-        ax.legend(loc="upper right")
+        ax.set(xlabel=unit.capitalize(), ylabel="Loss", title="Learning curves of the final fit")
+        ax.legend(loc="best")
 
 
 def regression(path: Path, y: Floats, predicted: Floats, targets: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from data.manifest import Modality, Source
+from data.manifest import Manifest, Modality
 from data.sources import read_manifest
 from featurestore.catalog import load_encoder
 from featurestore.encoder import EncoderOptions
@@ -26,20 +26,21 @@ CASES: list[tuple[str, Modality, str, str]] = [
 ]
 
 
-def some_of(datasets: Path, name: str, modality: Modality, count: int = 12) -> list[Source]:
+def some_of(datasets: Path, name: str, modality: Modality, count: int = 12) -> Manifest:
     manifest = read_manifest(datasets / name / "manifest.csv", input="path" if modality == "image" else "text")
-    step = len(manifest) // count
-    return [source for source in manifest.sources[::step][:count] if source is not None]
+    return manifest.select(range(0, len(manifest), len(manifest) // count)[:count])
 
 
 @pytest.mark.parametrize(("encoder_id", "modality", "name", "policy"), CASES)
 def test_cached_training_comes_back_as_an_encoder(
     encoder_id: str, modality: Modality, name: str, policy: str, datasets: Path, tmp_path: Path
 ) -> None:
-    sources = some_of(datasets, name, modality)
+    rows = some_of(datasets, name, modality)
+    sources = [source for source in rows.sources if source is not None]
     tower = load_tower(encoder_id, modality=modality, device="cpu")
     partial = PartialTower(tower, Policy.parse(policy), FeatureStore(tmp_path / "store", create=True))
-    assert partial.fill(sources, batch_size=5) == {}
+    partial.fill(rows)
+    assert partial.look_up(rows) == {}
     cached = partial.collate([partial.read(source) for source in sources])
     whole = tower.collate([tower.read(source) for source in sources])
     with torch.no_grad():

@@ -24,20 +24,33 @@ def test_the_mean_is_that_of_each_study() -> None:
     assert torch.allclose(made, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("inference", [True, False])
 @pytest.mark.parametrize("make", [MeanOfViews, transformer])
-def test_a_study_is_the_same_alone_and_beside_longer_ones(make) -> None:
+def test_a_study_is_the_same_alone_and_beside_longer_ones(make, *, inference: bool) -> None:
     aggregate = make()
-    together = aggregate(VECTORS, LENGTHS)
-    alone = torch.cat([aggregate(part, torch.tensor([len(part)])) for part in VECTORS.split(LENGTHS.tolist())])
+    with torch.inference_mode(inference):  # where torch takes another path
+        together = aggregate(VECTORS, LENGTHS)
+        alone = torch.cat([aggregate(part, torch.tensor([len(part)])) for part in VECTORS.split(LENGTHS.tolist())])
     assert together.shape == (3, DIM)
     assert torch.allclose(together, alone, atol=1e-6)
 
 
+@pytest.mark.parametrize("inference", [True, False])
 @pytest.mark.parametrize("make", [MeanOfViews, transformer])
-def test_the_order_of_views_does_not_count(make) -> None:
+def test_the_order_of_views_does_not_count(make, *, inference: bool) -> None:
     aggregate = make()
     shuffled = VECTORS[torch.tensor([2, 0, 1, 3, 5, 4])]
-    assert torch.allclose(aggregate(VECTORS, LENGTHS), aggregate(shuffled, LENGTHS), atol=1e-6)
+    with torch.inference_mode(inference):
+        assert torch.allclose(aggregate(VECTORS, LENGTHS), aggregate(shuffled, LENGTHS), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [MeanOfViews, transformer])
+def test_other_studies_have_no_part_whatever_they_hold(make) -> None:
+    aggregate, others = make(), VECTORS.clone()
+    others[:3] = torch.nan
+    before, after = aggregate(VECTORS, LENGTHS), aggregate(others, LENGTHS)
+    assert after[0].isnan().all()
+    assert torch.equal(before[1:], after[1:])
 
 
 def test_every_view_gets_a_gradient_from_its_own_study_only() -> None:

@@ -23,8 +23,9 @@ SPECIAL = SpecialTokens(begin=1, end=2, padding=0)
 VOCABULARY = 24
 
 
-TOKENIZER = SimpleNamespace(vocabulary=VOCABULARY, special=SPECIAL, max_length=12, decode=lambda ids: ids.tolist())
+TOKENIZER = SimpleNamespace(vocabulary=VOCABULARY, special=SPECIAL, decode=lambda ids: ids.tolist())
 SIZES = {"layers": 2, "heads": 2, "dim": 16, "feedforward": 32, "positions": 16, "dropout": 0.1}
+LONGEST = 12
 
 
 def make_decoder(seed: int = 0, **options) -> CaptionDecoder:
@@ -34,7 +35,7 @@ def make_decoder(seed: int = 0, **options) -> CaptionDecoder:
 
 def captioning(**options) -> Captioning:
     torch.manual_seed(0)
-    return spread(Captioning(tokenizer=TOKENIZER, token_dim=6, **{**SIZES, **options}))
+    return spread(Captioning(tokenizer=TOKENIZER, token_dim=6, max_length=LONGEST, **{**SIZES, **options}))
 
 
 def spread(module):
@@ -245,24 +246,26 @@ def test_a_gradient_reaches_the_encoder_s_tokens() -> None:
 
 def test_the_table_of_objectives_makes_it() -> None:
     settings = {"layers": "1", "heads": "2", "dim": "8", "feedforward": "8", "tied": "false", "length_penalty": "0"}
+    settings |= {"max_length": "64", "vocabulary": "offline:minilm"}
     made = make_objective("captioning", settings, tokenizer=TOKENIZER, token_dim=5, task=None, dim=3)
     assert isinstance(made, Captioning)
     assert made.decoder.memory.in_features == 5
     assert made.decoder.logits.weight.shape == (VOCABULARY, 8)
     assert made.length_penalty == 0
+    assert (made.max_length, made.vocabulary) == (64, "offline:minilm")
     with pytest.raises(HeadError, match="label_smoothing='1' is wrong"):
         make_objective("captioning", {"label_smoothing": "1"}, tokenizer=TOKENIZER, token_dim=5)
 
 
 def test_captions_longer_than_the_positions_are_refused() -> None:
-    with pytest.raises(ConfigError, match="positions=11 is too few for captions of 12 tokens"):
+    with pytest.raises(ConfigError, match="positions=11 is too few for captions of max_length=12 tokens"):
         captioning(positions=11)
 
 
 def test_eight_captions_are_learned_by_heart_and_written_again() -> None:
     torch.manual_seed(0)
     sizes = {**SIZES, "dim": 32, "feedforward": 64, "dropout": 0.0}
-    objective = Captioning(tokenizer=TOKENIZER, token_dim=6, label_smoothing=0.0, beams=3, **sizes)
+    objective = Captioning(tokenizer=TOKENIZER, token_dim=6, max_length=LONGEST, label_smoothing=0.0, beams=3, **sizes)
     (ids, mask), memory = make_captions(8), make_tokens(8)
     optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
     for _ in range(250):
@@ -272,7 +275,7 @@ def test_eight_captions_are_learned_by_heart_and_written_again() -> None:
         optimizer.step()
     assert loss < 0.02
     objective.eval()
-    made = greedy(objective.decoder, memory, SPECIAL, max_length=12)
+    made = greedy(objective.decoder, memory, SPECIAL, max_length=LONGEST)
     assert torch.equal(made.ids, ids)
     assert made.ended.all()
     assert objective.write(memory) == ids.tolist()

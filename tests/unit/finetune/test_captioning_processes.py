@@ -16,8 +16,8 @@ from finetune.outputs import Outputs
 
 rank = 0 if os.fork() else 1
 torch.manual_seed(0)
-tokenizer = SimpleNamespace(vocabulary=11, max_length=8)
-sizes = dict(layers=1, heads=2, dim=8, feedforward=8, positions=8, dropout=0)
+tokenizer = SimpleNamespace(vocabulary=11)
+sizes = dict(layers=1, heads=2, dim=8, feedforward=8, positions=8, max_length=8, dropout=0)
 objective = Captioning(tokenizer=tokenizer, token_dim=4, **sizes)
 memory, ids = torch.randn(5, 3, 4), torch.randint(0, 11, (5, 7))
 mask = torch.arange(7) < torch.tensor([7, 6, 3, 3, 4])[:, None]

@@ -48,8 +48,8 @@ def test_captions_have_a_beginning_an_end_and_padding() -> None:
 
 
 def test_long_captions_are_cut_before_their_end_and_counted() -> None:
-    captions = CaptionTokenizer(make_tokenizer(), max_length=5)
-    ids, mask = captions.encode(TEXTS)
+    captions = CaptionTokenizer(make_tokenizer())
+    ids, mask = captions.encode(TEXTS, max_length=5)
     assert mask.sum(1).tolist() == [5, 5, 4]
     assert ids[1, -1] == captions.special.end
     assert captions.decode(ids) == ["a dog runs", "two dogs sleep", "a cat"]
@@ -96,7 +96,7 @@ def test_a_tokenizer_without_special_tokens_is_refused() -> None:
     with pytest.raises(ConfigError, match="has no token for end and padding"):
         CaptionTokenizer(make_tokenizer(eos_token="", pad_token=""))
     with pytest.raises(ConfigError, match="max_length has to be at least 3, got 2"):
-        CaptionTokenizer(make_tokenizer(), max_length=2)
+        CaptionTokenizer(make_tokenizer()).encode(TEXTS, max_length=2)
 
 
 def test_a_saved_tokenizer_says_the_same(tmp_path) -> None:
@@ -110,8 +110,8 @@ def test_a_saved_tokenizer_says_the_same(tmp_path) -> None:
 
 
 def test_the_vocabulary_of_an_encoder(minilm) -> None:
-    captions = CaptionTokenizer.of_encoder(minilm, "offline:minilm", max_length=12)
-    ids, _ = captions.encode(["A man, in a red shirt, climbs.", "no " * 30])
+    captions = CaptionTokenizer.of_encoder(minilm, "offline:minilm")
+    ids, _ = captions.encode(["A man, in a red shirt, climbs.", "no " * 30], max_length=12)
     assert captions.vocabulary == 30522
     assert (captions.special.begin, captions.special.end, captions.special.padding) == (101, 102, 0)
     assert captions.decode(ids) == ["a man, in a red shirt, climbs.", " ".join(["no"] * 10)]
@@ -125,3 +125,15 @@ def test_an_encoder_without_a_tokenizer_of_transformers_is_refused(minilm) -> No
     encoder = TextEncoder(spec=minilm.spec, tokenize=lambda _: Tokens({}, 0), compute=len, device="cpu")
     with pytest.raises(ConfigError, match=r"open_clip:x has no tokenizer of transformers; .*offline:minilm"):
         CaptionTokenizer.of_encoder(encoder, "open_clip:x")
+
+
+def test_words_of_byte_pairs_are_written_as_they_were(tmp_path) -> None:
+    from transformers import CLIPTokenizer
+
+    characters = ["<|startoftext|>", "<|endoftext|>", *"abcdeghnorstw.", *(f"{each}</w>" for each in "abcdeghnorstw.")]
+    tokenizer = CLIPTokenizer(vocab={token: i for i, token in enumerate(characters)}, merges=[], model_max_length=24)
+    captions = CaptionTokenizer(tokenizer)
+    ids, _ = captions.encode(["a dog sat on the road .", "two cats"])
+    captions.save(tmp_path)
+    for each in (captions, CaptionTokenizer.load(tmp_path)):
+        assert each.decode(ids) == ["a dog sat on the road .", "two cats"]

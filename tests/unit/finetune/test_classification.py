@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -209,3 +210,89 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
     mixed = Task(kind="mixed", targets=("a", "b"))
     with pytest.raises(TaskError, match="a mixed task cannot be fine-tuned"):
         Classification(task=mixed, dim=DIM, targets=np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_samples_count_by_their_weights(kind: Kind) -> None:
+    """A weight of 2 is a sample that is there twice, and a weight of 0 one that is not there."""
+    made = objective(kind)
+    targets = torch.from_numpy(TARGETS[kind])
+    weights = torch.tensor([2.0, 1, 1, 5, 0, 3, 0])
+    rows = torch.repeat_interleave(torch.arange(7), weights.long())
+    weighted = made(Outputs(vectors=VECTORS, targets=targets, weights=weights / 7))
+    torch.testing.assert_close(weighted, made(Outputs(vectors=VECTORS[rows], targets=targets[rows])))
+    even = made(Outputs(vectors=VECTORS, targets=targets, weights=torch.ones(7)))
+    assert torch.equal(even, made(Outputs(vectors=VECTORS, targets=targets)))
+
+
+TAUGHT = {
+    "binary": torch.rand(7, 1, generator=torch.Generator().manual_seed(2)),
+    "multiclass": torch.randn(7, 3, generator=torch.Generator().manual_seed(2)).softmax(dim=1),
+    "multilabel": torch.rand(7, 3, generator=torch.Generator().manual_seed(2)),
+}
+
+
+def divergences(kind: str, z: Tensor, temperature: float) -> Tensor:
+    """Return the divergence of each sample by torch's distributions."""
+    if kind == "multiclass":
+        theirs = torch.distributions.Categorical(logits=TAUGHT[kind].log() / temperature)
+        return torch.distributions.kl_divergence(theirs, torch.distributions.Categorical(logits=z / temperature))
+    odds = torch.log(TAUGHT[kind] / (1 - TAUGHT[kind]))
+    theirs, ours = (torch.distributions.Bernoulli(logits=each / temperature) for each in (odds, z))
+    return torch.distributions.kl_divergence(theirs, ours).mean(dim=1)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2, 0, 1, 0.5, 1, 3])])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+@pytest.mark.parametrize("kind", TAUGHT)
+def test_a_teacher_is_learned_beside_the_targets(kind: Kind, temperature: float, weights: Tensor | None) -> None:
+    made = objective(kind, teacher_weight=0.3, teacher_temperature=temperature)
+    outputs = Outputs(vectors=VECTORS, targets=torch.from_numpy(TARGETS[kind]), weights=weights)
+    each = divergences(kind, z_of(made), temperature)
+    known = torch.from_numpy(TARGETS[kind]).reshape(7, -1) >= 0
+    w = known.sum(dim=1) * (torch.ones(7) if weights is None else weights)
+    expected = 0.7 * made(outputs) + 0.3 * temperature**2 * (w * each).sum() / w.sum()
+    torch.testing.assert_close(made(replace(outputs, taught=TAUGHT[kind])), expected)
+
+
+@pytest.mark.parametrize("kind", TAUGHT)
+def test_a_teacher_says_nothing_where_it_has_no_weight_and_where_rows_are_judged(kind: Kind) -> None:
+    outputs = Outputs(vectors=VECTORS, targets=torch.from_numpy(TARGETS[kind]))
+    made = objective(kind, teacher_weight=0.0)
+    assert torch.equal(made(replace(outputs, taught=TAUGHT[kind])), made(outputs))
+    made = objective(kind, teacher_weight=1.0).eval()
+    assert torch.equal(made(replace(outputs, taught=TAUGHT[kind])), made(outputs))
+
+
+@pytest.mark.parametrize("kind", TAUGHT)
+def test_a_teacher_alone_is_agreed_with_when_there_is_nothing_left_to_learn(kind: Kind) -> None:
+    made = objective(kind, teacher_weight=1.0)
+    vectors = VECTORS.clone().requires_grad_()
+    scores = made.scores(VECTORS).detach().reshape(7, -1)
+    value = made(Outputs(vectors=vectors, targets=torch.from_numpy(TARGETS[kind]), taught=scores))
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(vectors.grad, torch.zeros_like(vectors), atol=1e-6, rtol=0)
+
+
+def test_a_teacher_that_is_sure_costs_a_finite_loss() -> None:
+    made = objective("multiclass", teacher_weight=1.0, teacher_temperature=1.0)
+    sure = functional.one_hot(torch.tensor([0, 1, 2, 0, 1, 2, 0]), 3).float()
+    value = made(Outputs(vectors=VECTORS, targets=sure.argmax(dim=1), taught=sure))
+    cross = functional.cross_entropy(z_of(made), sure.argmax(dim=1))
+    torch.testing.assert_close(value, cross, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", TAUGHT)
+def test_passes_add_up_to_the_whole_by_their_counts(kind: Kind) -> None:
+    """With missing targets, balanced classes, weights of samples and a teacher."""
+    made = objective(kind, teacher_weight=0.3, class_weight="balanced")
+    targets, weights = torch.from_numpy(TARGETS[kind]), torch.tensor([1.0, 2, 0, 1, 0.5, 1, 3])
+    whole = Outputs(vectors=VECTORS, targets=targets, weights=weights, taught=TAUGHT[kind])
+    parts = [
+        Outputs(vectors=VECTORS[rows], targets=targets[rows], weights=weights[rows], taught=TAUGHT[kind][rows])
+        for rows in (slice(0, 3), slice(3, 7))
+    ]
+    counts = [made.count(part, len(part.vectors)) for part in parts]
+    total = sum(made(part) * count for part, count in zip(parts, counts, strict=True)) / sum(counts)
+    torch.testing.assert_close(total, made(whole))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import open_clip
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, log_softmax, normalize
 
+from data.errors import TaskError
 from finetune.objectives.contrastive import Contrastive
 from finetune.outputs import Outputs
+from finetune.pairs import number_targets
 
 
 def batch(size: int = 6, dim: int = 5, *, seed: int = 0, ids: list[int] | None = None) -> Outputs:
@@ -159,3 +163,75 @@ def test_half_precision_vectors_are_compared_in_full_precision() -> None:
         loss = Contrastive()(half)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, Contrastive()(full))
+
+
+def test_without_settings_it_is_the_loss_it_was_bit_for_bit() -> None:
+    ids = torch.tensor([0, 1, 0, 2, 0, 1])
+    outputs = replace(batch(), text_ids=ids)
+    objective = Contrastive()
+    cosine = normalize(outputs.vectors, dim=1) @ normalize(outputs.texts, dim=1).T
+    z = objective.similarity.logit_scale.exp() * cosine
+    own, same = torch.eye(6, dtype=torch.bool), ids[:, None] == ids[None, :]
+
+    def plain(logits: torch.Tensor) -> torch.Tensor:
+        log_p = log_softmax(logits.masked_fill(~(own | ~same), -torch.inf), dim=1)
+        return -(own / 1.0 * log_p.masked_fill(~(own | ~same), 0.0)).sum(dim=1).mean()
+
+    assert torch.equal(objective(outputs), (plain(z) + plain(z.T)) / 2)
+
+
+TARGETS = torch.tensor([5, 5, -3, 7, 7, 5])
+TEXTS = [0, 1, 0, 2, 3, 4]
+
+
+def expected_of_targets(outputs: Outputs, weights: list[float], *, shared: bool) -> float:
+    """Return the loss by loops: of every row and column the mean over its positives."""
+    z = (normalize(outputs.vectors, dim=1) @ normalize(outputs.texts, dim=1).T / 0.07).tolist()
+    right = [{j for j in range(6) if TARGETS[i] == TARGETS[j] or TEXTS[i] == TEXTS[j]} for i in range(6)]
+    total = 0.0
+    for i in range(6):
+        for row in (z[i], [z[k][i] for k in range(6)]):
+            allowed = range(6) if shared else {i, *range(6)} - (right[i] - {i})
+            largest = max(row)
+            log_sum = largest + math.log(sum(math.exp(row[k] - largest) for k in allowed))
+            chosen = right[i] if shared else {i}
+            total -= weights[i] * sum(row[j] - log_sum for j in chosen) / len(chosen)
+    return total / (2 * sum(weights))
+
+
+@pytest.mark.parametrize("duplicates", [None, "shared", "masked"])
+@pytest.mark.parametrize("weights", [None, [4.0, 0.0, 1.0, 2.0, 2.0, 3.0]])
+def test_samples_of_one_target_are_right_answers_to_each_other(duplicates, weights) -> None:
+    given = None if weights is None else torch.tensor(weights)
+    outputs = replace(batch(ids=TEXTS), target_ids=TARGETS, weights=given)
+    objective = Contrastive(positives="target", duplicates=duplicates)
+    expected = expected_of_targets(outputs, weights or [1.0] * 6, shared=duplicates != "masked")
+    assert objective(outputs).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_one_positive_each_and_equal_weights_it_is_clip() -> None:
+    outputs = replace(batch(), target_ids=torch.arange(6), weights=torch.full((6,), 0.3))
+    theirs = open_clip.ClipLoss()(
+        normalize(outputs.vectors, dim=1), normalize(outputs.texts, dim=1), torch.tensor(1 / 0.07)
+    )
+    torch.testing.assert_close(Contrastive(positives="target")(outputs), theirs)
+
+
+def test_a_sample_of_weight_0_has_no_question_but_stays_an_answer() -> None:
+    outputs = replace(batch(), weights=torch.tensor([1.0, 1, 1, 1, 1, 0]))
+    z = normalize(outputs.vectors, dim=1) @ normalize(outputs.texts, dim=1).T / 0.07
+    theirs = sum(cross_entropy(logits[:5], torch.arange(5)) for logits in (z, z.T)) / 2
+    torch.testing.assert_close(Contrastive()(outputs), theirs)
+    assert Contrastive()(replace(outputs, weights=torch.zeros(6))).item() == 0
+
+
+def test_targets_are_numbered_where_they_are_known_and_equal() -> None:
+    classes = number_targets(np.array([2, 0, -1, 2, -1]), "multiclass")
+    assert classes[0] == classes[3]
+    assert len(set(classes.tolist())) == 4
+    labels = np.array([[1, 0], [0, 1], [1, 0], [np.nan, 0], [np.nan, 0]], np.float32)
+    numbers = number_targets(labels, "multilabel")
+    assert numbers[0] == numbers[2]
+    assert len(set(numbers.tolist())) == 4
+    with pytest.raises(TaskError, match="positives=target: needs classes or labels, and the task is regression"):
+        number_targets(np.array([0.5, 1.5]), "regression")

@@ -120,7 +120,7 @@ def test_film_reviews_have_the_head_of_distilbert_and_a_hundred_steps_of_warm_up
     assert settings(config, "classification") == {"hidden": (768,), "dropout": 0.2}
     assert round(config.warmup * 2 * -(-8530 // 16)) == 100
     assert (config.lr, config.encoder_lr, config.batch_size, config.epochs) == (2e-5, 1, 16, 2)
-    assert (config.choose, config.seed, config.clip_norm) == ("accuracy", 42, 1)
+    assert (config.choose, config.judge_every, config.seed, config.clip_norm) == ("accuracy", 50, 42, 1)
 
 
 def test_angiograms_train_the_upper_eighth_and_weigh_three_losses() -> None:
@@ -133,6 +133,7 @@ def test_angiograms_train_the_upper_eighth_and_weigh_three_losses() -> None:
         assert config.lr * config.text_lr == pytest.approx(2e-5, rel=1e-3)
         assert settings(config, "contrastive") == {"temperature": 0.0588}
     assert (aligned.bag, aligned.aggregate, aligned.max_views) == ("StudyInstanceUID", "transformer:2:8", 10)
+    assert (aligned.single_view, aligned.view_dropout, aligned.consistency) == (0.3, 0.3, 0.2)
     weights = {name: parse_weight(each) for name, each in multitask.weight.items()}
     assert set(weights) == {"contrastive", "captioning", "masked"}
     assert settings(multitask, "masked")["share"] == 0.75

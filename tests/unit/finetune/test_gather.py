@@ -20,6 +20,7 @@ from finetune.outputs import Objective, Outputs
 
 SIZE, DIM = 9, 6
 IDS = torch.tensor([0, 1, 2, 0, 3, 4, 1, 5, 0])
+WEIGHTS = torch.tensor([1.0, 3.0, 0.5, 0.0, 2.0, 1.0, 1.0, 4.0, 0.2])
 LABELS = torch.tensor([0, 1, -1, -1, 2, 2, 0, 1, 1])
 # Unequal shares, and one process with a whole batch and one without rows.
 SHARES = {"even": (0, 5), "uneven": (0, 7), "empty": (0, 9)}
@@ -31,9 +32,13 @@ def objectives() -> dict[str, Objective]:
     return {
         "contrastive": Contrastive(),
         "sigmoid": Sigmoid(bias=-1.0),
+        "contrastive-targets": Contrastive(positives="target"),
+        "sigmoid-balanced": Sigmoid(bias=-1.0, balance="auto", clamp=30, entropy_weight=0.1, positives="target"),
+        "sigmoid-weights": Sigmoid(bias=-1.0, positive_weight=2.0, negative_weight=0.5),
         "triplet-roll": Triplet(),
         "triplet-random": Triplet(negative="random", seed=3),
         "classification": Classification(task=TASK, dim=4, targets=LABELS.numpy(), class_weight="balanced"),
+        "teacher": Classification(task=TASK, dim=4, targets=LABELS.numpy(), teacher_weight=0.7),
     }
 
 
@@ -44,15 +49,23 @@ class Towers(nn.Module):
         self.image, self.text = nn.Linear(DIM, 4), nn.Linear(DIM, 4)
         self.objective = objective
 
-    def forward(self, images: Tensor, texts: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
-        outputs = Outputs(vectors=self.image(images), texts=self.text(texts), text_ids=ids, targets=labels)
+    def forward(self, images: Tensor, texts: Tensor, ids: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        outputs = Outputs(
+            vectors=self.image(images),
+            texts=self.text(texts),
+            text_ids=ids,
+            targets=labels,
+            target_ids=torch.where(labels < 0, -1 - ids, labels),
+            weights=weights,
+            taught=images[:, :3].softmax(dim=1),
+        )
         return self.objective(outputs)
 
 
 def samples() -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     images, texts = (torch.randn(SIZE, DIM, generator=generator) for _ in range(2))
-    return images, texts, IDS, LABELS
+    return images, texts, IDS, LABELS, WEIGHTS
 
 
 def gradients(network: nn.Module) -> dict[str, Tensor]:

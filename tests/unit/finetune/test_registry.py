@@ -35,7 +35,8 @@ def test_text_is_read_as_the_type_that_is_asked_for() -> None:
 
 
 def test_settings_are_what_has_a_default() -> None:
-    assert set(settings_of("sigmoid")) == {"temperature", "bias", "max_scale"}
+    assert {"temperature", "bias", "max_scale"} < set(settings_of("sigmoid"))
+    assert settings_of("sigmoid")["clamp"] == "a number > 0 or none [default: none]"
     assert settings_of("triplet")["negative"] == "'roll' or 'random' or 'hardest' [default: roll]"
     assert "task" not in settings_of("classification")
     assert "hidden" in settings_of("classification")

@@ -43,14 +43,17 @@ def test_a_run_that_goes_on_from_its_beginning_has_no_lines(tmp_path: Path) -> N
     assert len(read_lines(tmp_path, until=1)) == 1
 
 
-def test_the_history_has_whole_epochs_and_what_was_before(tmp_path: Path) -> None:
+def test_the_history_has_looks_and_what_was_before(tmp_path: Path) -> None:
     history = History(tmp_path, until=0)
     tell([history], 0, {"before/loss": 3.0})
     tell([history], 1, {"epoch": 0, "step/loss": 2.5})
     tell([history], 2, {"epoch": 0, "train/loss": 2.0, "val/loss": math.nan})
     tell([history], 4, {"epoch": 1, "train/loss": 1.0, "val/loss": 1.5})
     assert history.before == {"loss": 3.0}
-    assert history.columns == {"train/loss": [2.0, 1.0], "val/loss": [None, 1.5]}
+    tell([history], 5, {"epoch": 1, "train/loss": 0.5, "val/loss": 1.0})
+    assert history.looks == [2, 4, 5]
+    assert history.columns == {"train/loss": [2.0, 1.0, 0.5], "val/loss": [None, 1.5, 1.0]}
+    assert (history.at(5, "val/loss"), history.at(2, "val/loss"), history.at(None, "val/loss")) == (1.0, None, None)
 
 
 Curves = dict[str, list[tuple[int, float]]]

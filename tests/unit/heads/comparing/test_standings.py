@@ -60,7 +60,13 @@ def entry_of(cell: Cell, signal: float, truth: tuple[Any, Any, Bootstrap], seed:
         records=(record,),  # type: ignore[arg-type]
         series=series,
         metrics=plan.estimate_all(series),
-        first=Predictions(task=TASK, groups=tuple(map(str, groups)), y=y.astype(float), scores=scores),
+        first=Predictions(
+            task=TASK,
+            ids=tuple(map(str, range(len(y)))),
+            groups=tuple(map(str, groups)),
+            y=y.astype(float),
+            scores=scores,
+        ),
     )
 
 

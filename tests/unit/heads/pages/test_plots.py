@@ -158,6 +158,16 @@ def test_learning_curves_are_drawn_from_the_history(make_run):
         write_plots(run)
 
 
+@pytest.mark.parametrize(("steps", "said"), [(None, "epoch 3"), ([50, 100, 120], "step 120")])
+def test_learning_curves_are_over_epochs_or_steps(tmp_path, monkeypatch, steps, said):
+    drawn = []
+    monkeypatch.setattr(mpl.axes.Axes, "plot", lambda self, x, y, **named: drawn.append(list(x)))
+    monkeypatch.setattr(mpl.axes.Axes, "axvline", lambda self, x, **named: drawn.append(named["label"]))
+    monkeypatch.setattr(mpl.axes.Axes, "legend", lambda self, **named: None)
+    plots.learning_curves(tmp_path / "losses.png", {"val/loss": [2.0, None, 1.0]}, steps=steps)
+    assert drawn == [steps or [1, 2, 3], f"lowest: {said}"]
+
+
 def test_several_targets_with_gaps_are_drawn(make_run):
     task = Task(kind="regression", targets=("age", "weight"))
     run = make_run("regression", task=task, splits=(("cv", 60),), n_boot=5)
