@@ -20,7 +20,7 @@ import pytest
         (["--text", "caption"], "classification", "leave it out"),
         (["--text-unfreeze", "all"], "classification", "no --text-encoder was named"),
         (["--text-lr", "0.5"], "classification", "no --text-encoder was named"),
-        (["--text", "caption", "--sample-weight", "label"], "captioning", "nothing of --objective captioning weighs"),
+        (["--text", "caption", "--sample-weight", "label"], "captioning", "nothing of --objective captioning uses it"),
         (["--sample-weight", "lable"], "classification", "did you mean 'label'"),
         (["--template", "{finding}"], "classification", "--template and --prompts: judge aligned pairs"),
         (["--pooling", "tokens"], "classification", "makes no vector of a sample"),
