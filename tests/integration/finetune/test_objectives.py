@@ -194,3 +194,8 @@ def test_several_objectives_are_summed(tuned, clip: str) -> None:
     history = record_of(run)["history"]
     total = [a + b for a, b in zip(history["train/classification"], history["train/contrastive"], strict=True)]
     assert history["train/loss"] == pytest.approx(total, rel=1e-6)
+    page = (run / "report.html").read_text()
+    losses = page[page.index("Training, first") : page.index("Each loss before its weight")]
+    assert format_number(history["val/contrastive"][record_of(run)["training"]["best_epoch"]]) in losses
+    _, alone = tuned("--unfreeze", "none", out="alone")
+    assert "Training, first" not in (alone / "report.html").read_text()
