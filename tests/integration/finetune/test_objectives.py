@@ -12,6 +12,8 @@ import torch
 from finetuned_runs import assert_same_weights, record_of
 from safetensors.torch import load_file
 
+from heads.evaluation.bootstrap import format_number
+
 
 def test_captions_are_written_and_judged(tuned, frostline, pairs: Path, tmp_path: Path) -> None:
     sizes = ["--set", "captioning.layers=1", "--set", "captioning.dim=32", "--set", "captioning.feedforward=32"]
