@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from data.errors import ConfigError
-from data.manifest import Modality
-from data.progress import Progress
-from featurestore.errors import EncoderError
-from featurestore.store import FeatureStore
 from featurestore.text_encoder import TextEncoder
 from featurestore.weights import seeded
 from finetune.aggregator import Aggregate
@@ -21,44 +16,24 @@ from finetune.config import FinetuneConfig
 from finetune.consistency import Consistency
 from finetune.errors import FinetuneError
 from finetune.feed import Known
-from finetune.frozen import FrozenTower
 from finetune.groups import parameter_groups
+from finetune.loading import Towers
 from finetune.model import Model
 from finetune.objectives.captioning import Captioning
 from finetune.objectives.classification import Classification
 from finetune.objectives.weighted import Weighted, parse_weight
+from finetune.options import needed_by, policy_of
 from finetune.outputs import Objective
 from finetune.pairs import number_targets, number_texts
-from finetune.partial import PartialTower
-from finetune.registry import make_objective, objective_class, split_settings
+from finetune.registry import make_objective, split_settings
 from finetune.samples import Samples, weights_of
-from finetune.towers import Tower, learned_pooling, load_tower
+from finetune.towers import Tower, load_tower
 from finetune.unfreeze import Policy
 from finetune.warm_start import classifier_from_run
 from heads.params import parse_params
 
 DIM = 512
 """Length of the common space where none is given and the towers' own lengths differ."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Towers:
-    """The encoders of a run, their policies prepared.
-
-    Attributes
-    ----------
-    tower, text_tower
-        Of the samples, and of their texts where an objective needs these as vectors.
-    """
-
-    tower: Tower
-    text_tower: Tower | None
-
-    @property
-    def by_name(self) -> dict[str, Tower]:
-        """The towers by their names in the model."""
-        found = {"tower": self.tower, "text_tower": self.text_tower}
-        return {name: tower for name, tower in found.items() if tower is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,162 +59,6 @@ class Built:
     known: Known
     captions: CaptionTokenizer | None = None
     remarks: tuple[str, ...] = ()
-
-
-def check_options(config: FinetuneConfig) -> None:
-    """Refuse options that do not fit each other, before anything is read.
-
-    Raises
-    ------
-    ConfigError
-        If an objective is unknown, or lacks or does not use an option.
-    """
-    for option in ("text_unfreeze", "text_lr", "dim"):
-        if getattr(config, option) is not None and config.text_encoder is None:
-            raise ConfigError(
-                f"--{option.replace('_', '-')}: is of pairs, and no --text-encoder was named; leave it out"
-            )
-    if config.text_pooling != "auto" and config.text_encoder is None:
-        raise ConfigError("--text-pooling: is of pairs, and no --text-encoder was named; leave it out")
-    for tower in (config.unfreeze, config.text_unfreeze or config.unfreeze):
-        if (Policy.parse(tower).first_epoch or 0) >= config.epochs:
-            raise ConfigError(
-                f"--unfreeze {tower}: nothing would ever be unfrozen in --epochs {config.epochs}; give it more epochs"
-            )
-    needed = needed_by(config)
-    wanting = {
-        "--target": (bool(needed & {"targets", "target_ids"}), bool(config.target)),
-        "--text": (bool(needed & {"texts", "captions"}), config.text is not None),
-        "--text-encoder": ("texts" in needed, config.text_encoder is not None),
-    }
-    for option, (wanted, given) in wanting.items():
-        if wanted and not given:
-            raise ConfigError(f"--objective {','.join(config.objective)} needs {option}; name it")
-        if option == "--target" and "texts" in needed:
-            continue  # pairs are judged on it by prompts
-        if given and not wanted and option != "--text-encoder":
-            raise ConfigError(f"{option}: nothing of --objective {','.join(config.objective)} uses it; leave it out")
-    if (config.template or config.prompts) and not ("texts" in needed and config.target):
-        raise ConfigError("--template and --prompts: judge aligned pairs on --target; name one, or leave them out")
-    if config.text_encoder is not None and not needed & {"texts", "captions"}:
-        raise ConfigError(
-            f"--text-encoder: nothing of --objective {','.join(config.objective)} reads texts; leave it out"
-        )
-    for option, pooling, read in (
-        ("pooling", config.pooling, "vectors"),
-        ("text-pooling", config.text_pooling, "texts"),
-    ):
-        if learned_pooling(pooling) and read not in needed:
-            raise ConfigError(
-                f"--{option} {pooling}: nothing of --objective {','.join(config.objective)} reads the vector that it "
-                f"would make; leave it out"
-            )
-    Aggregate.parse(config.aggregate)
-    if config.bag is not None and "captioning" in config.objective:
-        raise ConfigError("--bag: a caption is written from the tokens of one input; leave --bag or captioning out")
-    for option in ("aggregate", "max_views", "single_view", "view_dropout", "consistency"):
-        if config.bag is None and getattr(config, option) != FinetuneConfig.model_fields[option].default:
-            raise ConfigError(
-                f"--{option.replace('_', '-')}: is for studies of several inputs; name their column with --bag"
-            )
-    if Consistency.name in config.weight:
-        raise ConfigError("--weight consistency: its weight is what --consistency says; leave it out of --weight")
-    if config.sample_weight is not None and not any(objective_class(name).weighted for name in config.objective):
-        raise ConfigError(
-            f"--sample-weight: nothing of --objective {','.join(config.objective)} weighs its samples; leave it out"
-        )
-    if config.warm_start is not None and "classification" not in config.objective:
-        raise ConfigError("--warm-start: needs --objective classification, whose classifier begins with that head")
-    if config.warm_start is not None and learned_pooling(config.pooling):
-        raise ConfigError(
-            f"--warm-start: that head was fitted on the encoder's own vectors, and --pooling {config.pooling} makes "
-            f"others; leave one of them out"
-        )
-    if config.teacher is not None and "classification" not in config.objective:
-        raise ConfigError("--teacher: needs --objective classification, whose classifier learns from it")
-    idle = [key for key in config.set if key.startswith("classification.teacher_")] if config.teacher is None else []
-    if idle:
-        raise ConfigError(f"--set {idle[0]}: there is no teacher; name one with --teacher, or leave it out")
-
-
-def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> Towers:
-    """Return the encoders of a run as they are before training.
-
-    Raises
-    ------
-    FrostlineError
-        If there is no such encoder, or it cannot be trained.
-    """
-    needed = needed_by(config)
-    tower = load_tower(
-        config.encoder,
-        modality=modality,
-        device=device,
-        pooling=config.pooling,
-        tokens="tokens" in needed,
-        trust_remote_code=config.trust_remote_code,
-        seed=config.seed,
-    )
-    if "texts" not in needed:
-        return Towers(tower=tower, text_tower=None)
-    assert config.text_encoder is not None  # checked with the options
-    text_tower = load_tower(
-        config.text_encoder,
-        modality="text",
-        device=device,
-        pooling=config.text_pooling,
-        trust_remote_code=config.trust_remote_code,
-        seed=config.seed + 1,
-    )
-    return Towers(tower=tower, text_tower=text_tower)
-
-
-def with_cached_depth(config: FinetuneConfig, towers: Towers, store: FeatureStore, progress: Progress) -> Towers:
-    """Return towers that keep in a store what is frozen of them: everything, or what lies below the trained blocks.
-
-    Raises
-    ------
-    EncoderError
-        If nothing can be kept of any of them.
-    """
-    kept: dict[str, Tower] = {}
-    reasons: list[str] = []
-    for name, tower in towers.by_name.items():
-        try:
-            kept[name] = _with_kept_part(config, name, tower, store)
-        except EncoderError as error:
-            reasons.append(str(error))
-    if not kept:
-        raise EncoderError(f"--cache-depth: nothing can be kept: {'; '.join(reasons)}; leave it out")
-    for tower in kept.values():
-        progress.note(f"{tower.name}: its {tower.kept} are kept in {store.path}")
-    for reason in reasons:
-        progress.note(f"computed anew in every epoch: {reason}")
-    return replace(towers, **kept)
-
-
-def _with_kept_part(config: FinetuneConfig, name: str, tower: Tower, store: FeatureStore) -> Tower:
-    """Return a tower that keeps what is frozen of it.
-
-    Raises
-    ------
-    EncoderError
-        If its inputs change, or nothing of it is frozen.
-    """
-    if name == "tower" and config.augment:
-        raise EncoderError(f"{tower.name}: augmented samples are new in every epoch")
-    settings = split_settings(config.set, config.objective)
-    takers = [each for each in config.objective if "inputs" in objective_class(each).needed(settings[each])]
-    if name == "tower" and takers:
-        raise EncoderError(f"{tower.name}: {takers[0]} works on the input itself")
-    policy = _policy(config, name)
-    return FrozenTower(tower, store) if policy.first_epoch is None else PartialTower(tower, policy, store)
-
-
-def _policy(config: FinetuneConfig, name: str) -> Policy:
-    if name == "tower" or config.text_unfreeze is None:
-        return Policy.parse(config.unfreeze)
-    return Policy.parse(config.text_unfreeze, option="--text-unfreeze")
 
 
 def build(
@@ -274,7 +93,7 @@ def build(
     spec = tower.encoder.spec
     policies = {}
     for number, (name, each) in enumerate(towers.by_name.items()):
-        policies[name] = _policy(config, name)
+        policies[name] = policy_of(config, name)
         policies[name].prepare(each.network, seed=config.seed + number)
     with seeded(config.seed):
         if text_tower is not None:
@@ -307,12 +126,6 @@ def build(
         captions=captions,
         remarks=(*remarks, *_cut(objectives, samples)),
     )
-
-
-def needed_by(config: FinetuneConfig) -> frozenset[str]:
-    """Return the fields of `Outputs` that the objectives of a run need."""
-    settings = split_settings(config.set, config.objective)
-    return frozenset[str]().union(*(objective_class(name).needed(settings[name]) for name in config.objective))
 
 
 def _project(tower: Tower, text_tower: Tower, dim: int | None) -> None:

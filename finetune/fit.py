@@ -33,14 +33,16 @@ from data.progress import Progress, Silent
 from featurestore.extract import resolve_device
 from featurestore.store import FeatureStore
 from finetune.batches import steps_of
-from finetune.build import Towers, build, check_options, groups_of, load_towers, with_cached_depth
+from finetune.build import build, groups_of
 from finetune.checkpoint import Checkpoints, Progressed
 from finetune.config import FinetuneConfig
 from finetune.evaluation import logged, measure, value_of
 from finetune.feed import Feed
 from finetune.history import History
 from finetune.items import Decoder, make_augment, text_items
+from finetune.loading import Towers, load_towers, with_cached_depth
 from finetune.loop import Course, Loop
+from finetune.options import check_options
 from finetune.outcome import Trained, finish
 from finetune.processes import first_before_others
 from finetune.record import FinetuneRecord

@@ -51,6 +51,7 @@ def page(record: FinetuneRecord, plot: Path | None) -> str:
             element("h3", "Training"),
             definitions(_training(record)),
             element("figure", picture(plot, alt="Losses of each epoch")) if plot else Html(""),
+            _losses(record),
             _parameters(record),
             element("h3", "The encoder"),
             element("p", "It is in encoder/ of the run directory, and is named by that path:"),
@@ -139,6 +140,26 @@ def _unfrozen(record: FinetuneRecord) -> str:
 
 def _number(value: float | None) -> str:
     return "unknown" if value is None else format_number(value)
+
+
+def _losses(record: FinetuneRecord) -> Html:
+    """Return what became of each loss where several were summed; else nothing, as the curves say it."""
+    training, history = record.training, record.history
+    names = [name.removeprefix("train/") for name in history if name != "train/loss" and name.startswith("train/")]
+    if len(names) < 2:
+        return Html("")
+    best = training["looks"].index(training["best_step"])
+    rows = []
+    for name in names:
+        # What only regularises training is no part of what is judged.
+        train, held = history[f"train/{name}"], history.get(f"val/{name}")
+        judged = [training["before"].get(name), held[best]] if held else [None, None]
+        rows.append([name, *("–" if each is None else _number(each) for each in (train[0], train[-1], *judged))])
+    head = ["", "Training, first", "Training, last", "Rows that choose, before", "Rows that choose, at best"]
+    caption = (
+        "Each loss before its weight: means over training rows up to the first look and up to the last, and held out."
+    )
+    return table(head, rows, label="Losses by objective", caption=caption)
 
 
 def _parameters(record: FinetuneRecord) -> Html:

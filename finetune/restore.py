@@ -11,13 +11,15 @@ from data.prompts import PromptTexts
 from data.task import Task
 from featurestore.extract import resolve_device
 from featurestore.store import FeatureStore
-from finetune.build import Built, Towers, build, needed_by
+from finetune.build import Built, build
 from finetune.captions import CaptionTokenizer
 from finetune.config import FinetuneConfig
 from finetune.errors import FinetuneError
 from finetune.feed import Feed
 from finetune.hand import CAPTIONS, ENCODER, load_objectives
 from finetune.items import Decoder, text_items
+from finetune.loading import Towers
+from finetune.options import needed_by
 from finetune.record import FinetuneRecord
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import Samples, load_samples, read_rows

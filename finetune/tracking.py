@@ -146,7 +146,8 @@ class WandB:
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         wandb: Any = import_module("wandb")
         folder = run / "wandb"
-        before = {path.name.rpartition("-")[2] for path in folder.glob("*run-*-*")}
+        # A run that was online goes on there; one that was offline is written anew, under an id of its own.
+        before = {path.name.rpartition("-")[2] for path in folder.glob("run-*-*")}
         _forget(folder)
         # Reports of its own errors go to a server, also from offline.
         with _environment(WANDB_ERROR_REPORTING="false", WANDB_CACHE_DIR=str(folder / "cache")):

@@ -41,11 +41,12 @@ from data.progress import Silent
 from featurestore.config import ExtractConfig
 from featurestore.extract import prepare, run
 from featurestore.store import FeatureStore
-from finetune.build import build, groups_of, load_towers, with_cached_depth
+from finetune.build import build, groups_of
 from finetune.checkpoint import Checkpoints, Progressed
 from finetune.config import FinetuneConfig
 from finetune.feed import Feed
 from finetune.items import Decoder
+from finetune.loading import load_towers, with_cached_depth
 from finetune.loop import Course, Loop
 from finetune.runner import Runner, make_accelerator
 from finetune.samples import load_samples, read_rows

@@ -106,6 +106,7 @@ def assert_refused(result: Any, *words: str) -> None:
         (["--weight", "classification=-1"], "--weight classification=-1: expected a number >= 0"),
         (["--weight", "classification=cosin:0:1:1:2"], "--weight classification=cosin:0:1:1:2: "),
         (["--weight", "classification=0"], "--weight: those of classification are all 0 at step"),
+        (["--text-encoder", "x", "--text-unfreeze", "last"], "--text-unfreeze last: expected none, last:K"),
         (["--set", "classification.hidden=x"], "--set classification.hidden='x' is wrong; expected"),
     ],
 )

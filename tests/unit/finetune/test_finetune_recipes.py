@@ -13,10 +13,10 @@ from data.config import read_yaml
 from data.errors import ConfigError
 from data.task import Task
 from featurestore.catalog import canonical
-from finetune.build import check_options
 from finetune.config import FinetuneConfig
 from finetune.objectives.classification import Classification
 from finetune.objectives.weighted import parse_weight
+from finetune.options import check_options
 from finetune.registry import make_objective, objective_class, split_settings
 from finetune.schedules import lr_factor
 from finetune.unfreeze import Policy

@@ -23,7 +23,7 @@ from featurestore.forward import Forward
 from featurestore.store import FeatureStore
 from heads.labelled import join_features
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Finetune = Callable[..., Any]
 
 
