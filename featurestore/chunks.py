@@ -100,6 +100,10 @@ class ChunkedTextEncoder(TextEncoder):
         self.chunked = 0
         self._split = tokenizer.chunks
 
+    def shortened(self, text: str) -> str:
+        """Return the text, of which every piece is read."""
+        return text
+
     def collate(self, items: Sequence[str]) -> Chunks:  # type: ignore[override]  # pieces of texts instead of texts
         """Return the pieces of a batch of texts, padded to the longest."""
         with self._lock:

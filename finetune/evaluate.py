@@ -74,7 +74,7 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
         n_boot=config.bootstrap,
         min_positives=own.min_positives,
         seed=config.seed,
-        write=True,
+        write=progress,
     )
     return Evaluation(
         run=str(config.run),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.errors import ConfigError, did_you_mean
+from data.progress import Progress
 from data.task import Task
 from finetune.model import Model
 from finetune.objectives.captioning import Captioning
@@ -20,7 +21,7 @@ from finetune.outputs import Outputs
 from finetune.pairs import number_texts
 from finetune.registry import list_objectives
 from finetune.retrieval import evaluate_retrieval
-from finetune.runner import Runner
+from finetune.runner import Collect, Runner
 from finetune.samples import Samples
 from finetune.table import flat_estimates
 from finetune.texts import text_metrics
@@ -63,7 +64,7 @@ def measure(
     n_boot: int = 0,
     min_positives: int = 1,
     seed: int = 0,
-    write: bool = False,
+    write: Progress | None = None,
 ) -> Measured:
     """Judge some rows.
 
@@ -80,9 +81,10 @@ def measure(
     min_positives, seed
         As of `heads.evaluation.metrics.evaluate`.
     write
-        Whether a decoder writes a caption for each row, which takes a pass per token.
+        Told how far it is where a decoder writes a caption for each row, which takes a pass per token; None: it does
+        not.
     """
-    passed = runner.evaluate(rows, partial(collected, write=write))
+    passed = runner.evaluate(rows, collecting(runner, rows, write))
     metrics: dict[str, Any] = {}
     scores = None
     groups = samples.data.groups[rows]
@@ -177,6 +179,21 @@ def logged(measured: Measured, chosen: str, task: Task | None) -> dict[str, floa
     names = [*headline, *nested, *(f"zero_shot/{name}" for name in headline), chosen]
     values = {name: flat.get(name) for name in dict.fromkeys(names)}
     return {**measured.losses, **{name: value for name, value in values.items() if value is not None}}
+
+
+def collecting(runner: Runner, rows: NDArray[np.int64], write: Progress | None) -> Collect:
+    """Return what keeps of each batch what its rows are judged by; see `measure`."""
+    if write is None or "captioning" not in runner.model.objectives:
+        return partial(collected, write=False)
+    progress = write
+    progress.stage("writing captions", len(rows))
+
+    def collect(model: Model, outputs: Outputs) -> Mapping[str, Tensor | list[str]]:
+        kept = collected(model, outputs, write=True)
+        progress.advance(len(kept["written"]) * runner.accelerator.num_processes)
+        return kept
+
+    return collect
 
 
 def collected(model: Model, outputs: Outputs, *, write: bool) -> Mapping[str, Tensor | list[str]]:

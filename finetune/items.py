@@ -95,10 +95,26 @@ class Decoder:
         Told how far it is, and what is wrong.
     fills
         Whether this process computes what the tower's store lacks; of several, one does, before the others.
+    tells
+        Whether what is wrong is told on the way; else `failed` alone has it.
+
+    Attributes
+    ----------
+    failed
+        What is wrong with rows that could not be read, by id.
     """
 
-    def __init__(self, tower: Tower, workers: int | Literal["auto"], progress: Progress, *, fills: bool = True) -> None:
-        self._tower, self._fills = tower, fills
+    def __init__(
+        self,
+        tower: Tower,
+        workers: int | Literal["auto"],
+        progress: Progress,
+        *,
+        fills: bool = True,
+        tells: bool = True,
+    ) -> None:
+        self._tower, self._fills, self._tells = tower, fills, tells
+        self.failed: dict[str, SampleError] = {}
         self._workers = (os.cpu_count() or 1) if workers == "auto" else workers
         self._progress = progress
         self.items: Items
@@ -113,6 +129,9 @@ class Decoder:
             self._tower.look_up(manifest, workers=self._workers)
         self.items = Items(self._tower, sources, workers=self._workers)
         failures = self.items.decode_all(self._progress)
+        self.failed = {manifest.ids[position]: error for position, error in failures.items()}
+        if not self._tells:
+            return failures
         for position, error in list(failures.items())[:NOTED]:
             self._progress.note(f"{manifest.ids[position]}: {error}")
         if len(failures) > NOTED:

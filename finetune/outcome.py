@@ -88,13 +88,13 @@ def finish(
     """
     samples, runner, state = trained.samples, trained.runner, trained.state
     data, out = samples.data, config.out
-    judged = _judge(config, trained, "val", UNCHOSEN)
+    judged = _judge(config, trained, "val", UNCHOSEN, progress)
     thresholds = _thresholds(config, trained, judged.get("val"))
     cuts = [each.value for each in thresholds.values()]
     openings = opened(config, samples, data.rows("test"), store, state.run, command)
     if openings:
         progress.note(openings.explain())
-    judged |= _judge(config, trained, "test", cuts or UNCHOSEN)
+    judged |= _judge(config, trained, "test", cuts or UNCHOSEN, progress)
     metrics = {split: {**found.metrics, "losses": dict(found.losses)} for split, found in judged.items()}
     towers: list[Any] = []
     if runner.accelerator.is_main_process:
@@ -203,7 +203,7 @@ def _unit(rows: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _judge(
-    config: FinetuneConfig, trained: Trained, split: str, thresholds: Sequence[float] | float
+    config: FinetuneConfig, trained: Trained, split: str, thresholds: Sequence[float] | float, progress: Progress
 ) -> dict[str, Measured]:
     """Judge the rows of a split, under its name; nothing where it has none."""
     rows = trained.samples.data.rows(split)
@@ -217,7 +217,7 @@ def _judge(
         n_boot=config.bootstrap,
         min_positives=config.min_positives,
         seed=config.seed,
-        write=True,
+        write=progress,
     )
     return {split: found}
 

@@ -144,7 +144,7 @@ class PartialTower(StoredTower):
         activations: Tensor
         (activations,) = super().read(source)
         if isinstance(self.encoder, TextEncoder):
-            return CachedText(self.encoder.read(source), activations)
+            return CachedText(self.encoder.shortened(self.encoder.read(source)), activations)
         return activations
 
     def collate(self, items: Sequence[Any]) -> CachedBatch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from data.errors import ConfigError
 from data.progress import Progress, Silent
 from featurestore.store import FeatureStore
-from finetune.evaluation import collected
+from finetune.evaluation import collecting
 from finetune.record import FinetuneRecord
 from finetune.restore import config_of, restore
 from heads.config import PredictConfig
@@ -59,7 +58,7 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
         restored = restore(record, own, store, progress, labelled=False)
     samples, task = restored.samples, restored.task
     rows = np.arange(len(samples.data.y))
-    arrays = restored.runner.evaluate(rows, partial(collected, write=True), losses=False).arrays
+    arrays = restored.runner.evaluate(rows, collecting(restored.runner, rows, progress), losses=False).arrays
     columns = {"id": list(samples.data.manifest.ids)}
     if task is not None and "scores" in arrays:
         scores = arrays["scores"].astype(np.float64)
@@ -68,8 +67,9 @@ def predict(config: PredictConfig, *, progress: Progress | None = None) -> Predi
     if "written" in arrays:
         columns["written"] = list(arrays["written"])
     write_predictions(config.out, columns)
+    said = restored.failed
     failures = [
-        {"id": name, "source": "", "kind": reason, "message": f"{name}: no prediction; {reason}"}
+        {"id": name, "source": "", "kind": reason, "message": f"{name}: no prediction; {said.get(name, reason)}"}
         for reason, names in samples.data.dropped.items()
         for name in names
     ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data.errors import SampleError
 from data.progress import Progress
 from data.prompts import PromptTexts
 from data.task import Task
@@ -57,6 +58,8 @@ class Restored:
         The samples, and what computes them.
     remarks
         What a reader should know of the samples.
+    failed
+        What is wrong with inputs that could not be read, by id.
     """
 
     config: FinetuneConfig
@@ -64,6 +67,7 @@ class Restored:
     samples: Samples
     runner: Runner
     remarks: list[str]
+    failed: Mapping[str, SampleError]
 
 
 def config_of(record: FinetuneRecord, changes: Mapping[str, Any], *, where: str) -> FinetuneConfig:
@@ -108,7 +112,7 @@ def restore(
     text_tower = load_tower(str(run / ENCODER), modality="text", **options) if needs_texts else None
     towers = Towers(tower=tower, text_tower=text_tower)
     task = Task.from_dict(record.task) if record.task else None
-    decoder = Decoder(tower, config.workers, progress)
+    decoder = Decoder(tower, config.workers, progress, tells=labelled)
     samples, remarks = load_samples(
         config, read_rows(config), store, decoder, progress, task=task, need_train=False, labelled=labelled
     )
@@ -140,7 +144,14 @@ def restore(
         last_step=record.training["last_step"],
         seed=config.seed,
     )
-    return Restored(config=config, task=task, samples=samples, runner=runner, remarks=[*remarks, *built.remarks])
+    return Restored(
+        config=config,
+        task=task,
+        samples=samples,
+        runner=runner,
+        remarks=[*remarks, *built.remarks],
+        failed=decoder.failed,
+    )
 
 
 def _tuples(value: Any) -> Any:

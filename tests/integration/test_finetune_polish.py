@@ -235,3 +235,28 @@ def test_of_two_processes_one_tells_how_far_it_is(on_two: Run) -> None:
     assert done.stderr.count("decoding: 24") == 1
     assert done.stderr.count("test openings") <= 1
     assert "find_unused_parameters" not in done.stderr
+
+
+def test_a_file_that_cannot_be_read_is_said_once(frostline, finished: Path, table: Path, tmp_path: Path) -> None:
+    broken = table.with_name("broken.png")
+    broken.write_bytes(b"no picture")
+
+    def damage(row: list[str]) -> None:
+        row[1] = "broken.png" if row[0] == "s3" else row[1]
+
+    manifest = changed(table, damage, "broken.csv")
+    result = frostline("predict", finished, manifest, "--out", tmp_path / "out.csv")
+    assert result.code == 3
+    (said,) = [line for line in result.err.splitlines() if "s3" in line or "broken" in line]
+    assert said.startswith("failed [unreadable]: s3: no prediction; ")
+    assert "expected an image" in said
+
+
+def test_how_many_captions_are_written_is_told(tune: Run, frostline, table: Path, tmp_path: Path) -> None:
+    sizes = ["layers=1", "heads=1", "dim=8", "feedforward=8", "max_length=4", "beams=2"]
+    settings = [part for size in sizes for part in ("--set", f"captioning.{size}")]
+    result, run = tune("--objective", "captioning", "--text", "label", *settings)
+    assert result.code == 0, result.err
+    assert result.err.count("writing captions: 6") == 2  # of val and of test rows
+    written = frostline("predict", run, table, "--out", tmp_path / "out.csv")
+    assert "writing captions: 24" in written.err

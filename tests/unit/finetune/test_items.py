@@ -9,9 +9,10 @@ import torch
 
 from data.manifest import Source
 from data.progress import Silent
+from featurestore.text_encoder import LONG
 from finetune.items import Items
 from finetune.partial import CachedText
-from finetune.towers import Tower
+from finetune.towers import Tower, load_tower
 
 PIXELS = torch.zeros(3, 10, 10, dtype=torch.uint8)
 """300 bytes."""
@@ -38,3 +39,27 @@ def test_what_fits_is_read_once_and_the_rest_again(item: Any, taken: int) -> Non
     assert reader.times == 5
     assert len(items[range(5)]) == 5
     assert reader.times == 5 + 2
+
+
+@pytest.mark.parametrize(
+    ("text", "is_cut"),
+    [
+        ("a short text", False),
+        ("effusion and no nodule, " * 20_000, True),
+        ("x" * 50_000 + " is one unknown word", False),  # the beginning alone would lack what follows
+        (" " * LONG + "effusion", False),
+        ("effusion" + " " * 50_000, True),
+    ],
+)
+def test_a_long_text_is_cut_where_its_tokens_stay_the_same(text: str, is_cut: bool) -> None:
+    tower = load_tower("offline:minilm", modality="text", device="cpu")
+    read = tower.read(Source(modality="text", text=text))
+    assert (len(read) < len(text)) == is_cut
+    whole, found = tower.collate([text]), tower.collate([read])
+    assert all(torch.equal(whole[name], found[name]) for name in whole)
+
+
+def test_of_a_text_in_pieces_nothing_is_cut() -> None:
+    tower = load_tower("offline:minilm", modality="text", device="cpu", pooling="mean+chunks")
+    text = "effusion and no nodule, " * 1_000
+    assert tower.read(Source(modality="text", text=text)) == text
