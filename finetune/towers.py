@@ -79,8 +79,9 @@ class Tower(nn.Module):
     def read(self, source: Source) -> Any:
         """Return one sample as the encoder reads it; from several threads at once."""
         item = self.encoder.read(source)
-        # It is tokenised in every pass.
-        return self.encoder.shortened(item) if isinstance(self.encoder, TextEncoder) else item
+        if isinstance(self.encoder, TextEncoder) and isinstance(item, str):
+            return self.encoder.shortened(item)  # it is tokenised in every pass
+        return item
 
     def collate(self, items: Sequence[Any]) -> Any:
         """Return a batch of what `read` gave."""
