@@ -137,3 +137,20 @@ def test_words_of_byte_pairs_are_written_as_they_were(tmp_path) -> None:
     captions.save(tmp_path)
     for each in (captions, CaptionTokenizer.load(tmp_path)):
         assert each.decode(ids) == ["a dog sat on the road .", "two cats"]
+
+
+def test_the_library_does_not_warn_of_how_byte_pairs_are_joined(tmp_path, monkeypatch) -> None:
+    from transformers import CLIPTokenizer, tokenization_utils_tokenizers
+
+    said: list[str] = []
+    # It warns once in a process, so that another test may have used that up.
+    monkeypatch.setattr(tokenization_utils_tokenizers.logger, "warning_once", said.append)
+    characters = ["<|startoftext|>", "<|endoftext|>", *"ab", "a</w>", "b</w>"]
+    captions = CaptionTokenizer(
+        CLIPTokenizer(vocab={token: i for i, token in enumerate(characters)}, merges=[], model_max_length=24)
+    )
+    captions.save(tmp_path)
+    for each in (captions, CaptionTokenizer.load(tmp_path)):
+        ids, _ = each.encode(["ab a b"])
+        assert each.decode(ids) == ["ab a b"]
+    assert said == []
