@@ -25,7 +25,7 @@ def test_a_decoder_learns_captions_of_photographs(datasets) -> None:
         rows = [row for row in csv.DictReader(file) if row["split"] == "train"][:PHOTOS]
     tower = load_tower("offline:efficientnet-lite0", modality="image", device="cpu", tokens=True)
     texts = load_tower("offline:minilm", modality="text", device="cpu")
-    tokenizer = CaptionTokenizer.of_encoder(texts.encoder, texts.name, max_length=32)
+    tokenizer = CaptionTokenizer.of_encoder(texts.encoder, texts.name)
     sources = [Source("image", path=datasets / "flickr8k_1k" / row["path"]) for row in rows]
     with torch.no_grad():
         parts = [
@@ -33,9 +33,11 @@ def test_a_decoder_learns_captions_of_photographs(datasets) -> None:
         ]
     tokens = torch.cat(parts)
     assert tokens.shape == (PHOTOS, 49, 1280)
-    captions, mask = tokenizer.encode([row["caption_0"] for row in rows])
+    captions, mask = tokenizer.encode([row["caption_0"] for row in rows], max_length=32)
     torch.manual_seed(0)
-    objective = Captioning(tokenizer=tokenizer, token_dim=1280, layers=2, heads=4, dim=128, feedforward=256)
+    objective = Captioning(
+        tokenizer=tokenizer, token_dim=1280, layers=2, heads=4, dim=128, feedforward=256, max_length=32
+    )
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     losses = []
     for _ in range(EPOCHS):

@@ -312,7 +312,7 @@ def test_of_two_processes_one_fills_the_store(
     _, one = finetune(*options, out="one")
     store = tmp_path / "shared"
     two = [*command, *options, "--store", store, "--out", tmp_path / "two"]
-    arguments = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29643"]
+    arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*arguments, "-m", "cli", *map(str, two)],

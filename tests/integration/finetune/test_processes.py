@@ -35,8 +35,7 @@ def test_two_processes_train_as_one(tuned, clip: str, pairs: Path, studies: Path
     two = tmp_path / "two"
     command = ["finetune", manifest, "--input", "path", "--encoder", clip, "--split", "split", "--group", "patient"]
     command += ["--objective", objective, "--epochs", epochs, "--batch-size", 4, "--accumulate", 2, "--bootstrap", 20]
-    port = str(29617 + list(TOGETHER).index(name))
-    arguments = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments += ["-m", "cli", *map(str, [*command, *options, "--out", two])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False, timeout=200)
