@@ -101,7 +101,7 @@ def _metrics(metrics: Mapping[str, Mapping[str, Any]]) -> Html:
 
 def _spoken(name: str) -> str:
     *outer, last = name.split("/")
-    where = " ".join(outer[1:]).replace("_", " ")
+    where = "zero-shot" if outer == ["zero_shot"] else " ".join(outer[1:]).replace("_", " ")
     return f"{where[0].upper()}{where[1:]}: {metric_name(last)}" if where else metric_name(last)
 
 

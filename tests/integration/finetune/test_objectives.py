@@ -111,6 +111,7 @@ def test_an_aligned_pair_is_judged_by_prompts_as_zero_shot_does(
     assert {"value", "low", "high"} <= set(found["accuracy"])
     assert record["training"]["best_value"] == min(record["history"]["val/zero_shot/log_loss"])
     assert record["training"]["best_value"] < record["training"]["before"]["zero_shot/log_loss"]
+    assert "Zero-shot: Accuracy" in (run / "report.html").read_text()
     assert record["prompts"]["positive"] == [["green", "a green"], ["red", "a red"]]
 
     again = frostline("evaluate", run, pairs, "--split", "test", "--bootstrap", 20, "--json")
