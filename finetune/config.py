@@ -93,7 +93,8 @@ class FinetuneConfig(ManifestConfig):
         "classifier learns beside the targets",
     )
     augment: Names = Field(
-        default=(), description="for training images: flip, rotation=DEGREES, randaugment[=MAGNITUDE]"
+        default=(),
+        description="for training images, and clips frame by frame alike: flip, rotation=DEGREES, randaugment[=MAGNITUDE]",
     )
     cache_depth: bool = Field(
         default=False, description="compute what is frozen of each encoder once and keep it in --store"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from data.errors import ConfigError
 from data.manifest import Modality
 from data.progress import Progress
 from featurestore.errors import EncoderError
@@ -44,6 +45,8 @@ def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> T
     FrostlineError
         If there is no such encoder, or it cannot be trained.
     """
+    if config.augment and modality not in ("image", "video"):
+        raise ConfigError(f"--augment: changes images and clips, and the samples are {modality}; leave it out")
     needed = needed_by(config)
     tower = load_tower(
         config.encoder,

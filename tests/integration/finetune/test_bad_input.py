@@ -360,3 +360,13 @@ def test_a_best_epoch_before_anything_was_unfrozen_is_told(tune: Run) -> None:
     assert record["training"]["best_epoch"] == 0
     assert record["inputs"][0]["fingerprint"] == record["inputs"][0]["trained"]
     assert "came before --unfreeze gradual:1:2 unfroze anything" in " ".join(record["warnings"])
+
+
+def test_texts_are_not_augmented(frostline, tmp_path: Path) -> None:
+    manifest = tmp_path / "texts.csv"
+    rows = [f"s{i},{word},{'ab'[i % 2]},train" for i, word in enumerate(["one", "two", "three", "four", "five", "six"])]
+    manifest.write_text("\n".join(["id,text,label,split", *rows]))
+    command = ["finetune", manifest, "--input", "text", "--encoder", "offline:minilm", "--target", "label"]
+    result = frostline(*command, "--objective", "classification", "--augment", "flip", "--out", tmp_path / "run")
+    assert_refused(result, "--augment: changes images and clips, and the samples are text")
+    assert not (tmp_path / "run").exists()

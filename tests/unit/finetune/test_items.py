@@ -10,7 +10,7 @@ import torch
 from data.manifest import Source
 from data.progress import Silent
 from featurestore.text_encoder import LONG
-from finetune.items import Items
+from finetune.items import Items, make_augment
 from finetune.partial import CachedText
 from finetune.towers import Tower, load_tower
 
@@ -63,3 +63,12 @@ def test_of_a_text_in_pieces_nothing_is_cut() -> None:
     tower = load_tower("offline:minilm", modality="text", device="cpu", pooling="mean+chunks")
     text = "effusion and no nodule, " * 1_000
     assert tower.read(Source(modality="text", text=text)) == text
+
+
+def test_all_frames_of_a_clip_are_augmented_alike() -> None:
+    augment = make_augment(("flip", "rotation=20", "randaugment=15"), 0)
+    assert augment is not None
+    frame = torch.randint(0, 256, (3, 16, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for number in range(8):
+        clip = augment(frame.expand(4, 3, 16, 20).contiguous(), number)
+        assert torch.equal(clip, augment(frame, number).expand(4, 3, 16, 20))
