@@ -94,7 +94,8 @@ class FinetuneConfig(ManifestConfig):
     )
     augment: Names = Field(
         default=(),
-        description="for training images, and clips frame by frame alike: flip, rotation=DEGREES, randaugment[=MAGNITUDE]",
+        description="for training images, and for clips, all frames alike: flip, rotation=DEGREES, "
+        "randaugment[=MAGNITUDE]",
     )
     cache_depth: bool = Field(
         default=False, description="compute what is frozen of each encoder once and keep it in --store"

@@ -48,6 +48,8 @@ def load_towers(config: FinetuneConfig, modality: Modality, *, device: str) -> T
     if config.augment and modality not in ("image", "video"):
         raise ConfigError(f"--augment: changes images and clips, and the samples are {modality}; leave it out")
     needed = needed_by(config)
+    if "tokens" in needed and modality == "text":
+        raise ConfigError("--objective captioning: describes images and clips, and the samples are text; leave it out")
     tower = load_tower(
         config.encoder,
         modality=modality,

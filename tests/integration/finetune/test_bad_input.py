@@ -362,11 +362,18 @@ def test_a_best_epoch_before_anything_was_unfrozen_is_told(tune: Run) -> None:
     assert "came before --unfreeze gradual:1:2 unfroze anything" in " ".join(record["warnings"])
 
 
-def test_texts_are_not_augmented(frostline, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target", "label", "--objective", "classification", "--augment", "flip"], "--augment: changes images"),
+        (["--text", "label", "--objective", "captioning"], "captioning: describes images"),
+    ],
+)
+def test_what_is_of_pictures_is_refused_for_texts(frostline, tmp_path: Path, options: list[str], words: str) -> None:
     manifest = tmp_path / "texts.csv"
     rows = [f"s{i},{word},{'ab'[i % 2]},train" for i, word in enumerate(["one", "two", "three", "four", "five", "six"])]
     manifest.write_text("\n".join(["id,text,label,split", *rows]))
-    command = ["finetune", manifest, "--input", "text", "--encoder", "offline:minilm", "--target", "label"]
-    result = frostline(*command, "--objective", "classification", "--augment", "flip", "--out", tmp_path / "run")
-    assert_refused(result, "--augment: changes images and clips, and the samples are text")
+    command = ["finetune", manifest, "--input", "text", "--encoder", "offline:minilm", *options]
+    result = frostline(*command, "--out", tmp_path / "run")
+    assert_refused(result, words, "the samples are text")
     assert not (tmp_path / "run").exists()
