@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.errors import ConfigError, LeakageError, ManifestError, SplitError
+from data.errors import ConfigError, LeakageError, SplitError
 from data.progress import Progress, Silent
 from featurestore.store import FeatureStore
-from finetune.config import FinetuneConfig
 from finetune.evaluation import measure
 from finetune.outcome import UNCHOSEN, opened
 from finetune.record import FinetuneRecord
 from finetune.restore import config_of, restore
-from finetune.samples import Samples, read_rows, store_of
+from finetune.samples import Samples, store_of
 from heads.config import EvaluateConfig
 from heads.evaluate import Evaluation
 from heads.run import read_trained
@@ -51,7 +50,6 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
     own = config_of(
         record, {**changes, "manifest": config.manifest, "split": column, "out": config.run}, where=str(config.run)
     )
-    _require_truth(own)
     store = FeatureStore(store_of(own), create=True)
     restored = restore(record, own, store, progress)
     samples = restored.samples
@@ -83,22 +81,6 @@ def evaluate(config: EvaluateConfig, *, command: str = "", progress: Progress | 
         openings=openings.to_dict() if openings else {},
         warnings=tuple(warnings),
     )
-
-
-def _require_truth(config: FinetuneConfig) -> None:
-    """Refuse samples without the columns of what the run learned.
-
-    Raises
-    ------
-    ManifestError
-        If there is no such column.
-    """
-    manifest = read_rows(config)
-    for column in (*config.target, *filter(None, [config.text])):
-        try:
-            manifest.column(column)
-        except ManifestError as error:
-            raise ManifestError(f"{error} Samples without {column!r} can be predicted: frostline predict") from error
 
 
 def _trained_on(config: EvaluateConfig, samples: Samples, rows: list[int]) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,18 +17,13 @@ from torch.nn.functional import normalize
 from data.errors import TaskError
 from data.task import Kind, Targets
 from finetune.gather import gather_rows
-from finetune.outputs import Outputs
+from finetune.outputs import Objective, Outputs
 
 PAIRED = frozenset({"vectors", "texts", "text_ids"})
 """What the losses of pairs need."""
 
 Positives = Literal["text", "target"]
 """What makes two pairs alike: the same text, or also the same target."""
-
-
-def needed_with(settings: Mapping[str, Any]) -> frozenset[str]:
-    """Return what a loss of pairs needs that has a setting ``positives``."""
-    return PAIRED | {"target_ids"} if settings.get("positives") == "target" else PAIRED
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,19 @@ class Pairs:
             given = gather_rows(outputs.weights).to(vectors.dtype)
             weights = given / torch.where(given.any(), given.mean(), 1.0)
         return cls(vectors, texts, same, weights)
+
+
+class LossOfPairs(Objective):
+    """A loss of all pairs of a batch that has a setting ``positives`` and heeds the weights of samples."""
+
+    needs: ClassVar[frozenset[str]] = PAIRED
+    weighted: ClassVar[bool] = True
+    joint: ClassVar[bool] = True
+
+    @classmethod
+    def needed(cls, settings: Mapping[str, Any]) -> frozenset[str]:
+        """Return the fields of `Outputs` that have to be there."""
+        return PAIRED | {"target_ids"} if settings.get("positives") == "target" else PAIRED
 
 
 class Similarity(nn.Module):

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data.errors import SampleError
+from data.errors import ManifestError, SampleError
+from data.manifest import Manifest
 from data.progress import Progress
 from data.prompts import PromptTexts
 from data.task import Task
@@ -103,7 +104,9 @@ def restore(
     FrostlineError
         If the run is damaged, or the samples do not fit it.
     """
-    run = config.out
+    run, manifest = config.out, read_rows(config)
+    if labelled:
+        _require_truth(config, manifest)
     device = resolve_device(config.device)
     first, *others = record.inputs
     options: Any = {"device": device, "trust_remote_code": config.trust_remote_code}
@@ -114,7 +117,7 @@ def restore(
     task = Task.from_dict(record.task) if record.task else None
     decoder = Decoder(tower, config.workers, progress, tells=labelled)
     samples, remarks = load_samples(
-        config, read_rows(config), store, decoder, progress, task=task, need_train=False, labelled=labelled
+        config, manifest, store, decoder, progress, task=task, need_train=False, labelled=labelled
     )
     if not len(samples.data.y):
         dropped = "; ".join(f"{reason}: {len(ids):,}" for reason, ids in samples.data.dropped.items())
@@ -152,6 +155,21 @@ def restore(
         remarks=[*remarks, *built.remarks],
         failed=decoder.failed,
     )
+
+
+def _require_truth(config: FinetuneConfig, manifest: Manifest) -> None:
+    """Refuse samples without the columns of what the run learned.
+
+    Raises
+    ------
+    ManifestError
+        If there is no such column.
+    """
+    for column in (*config.target, *filter(None, [config.text])):
+        try:
+            manifest.column(column)
+        except ManifestError as error:
+            raise ManifestError(f"{error} Samples without {column!r} can be predicted: frostline predict") from error
 
 
 def _tuples(value: Any) -> Any:

@@ -41,12 +41,21 @@ def refuse_seen(
     RunError
         If a run's list of trained rows is damaged.
     """
+    return _refused(data, _seen_by(data, encoders), judged, allow=allow)
+
+
+def _refused(
+    data: Labelled,
+    seen_by: Mapping[Path, NDArray[np.bool_] | None],
+    judged: Mapping[str, NDArray[np.int64]],
+    *,
+    allow: bool,
+) -> list[str]:
     remarks: list[str] = []
-    for run in _runs_behind(encoders):
-        if not (run / TRAINED).is_file():
+    for run, seen in seen_by.items():
+        if seen is None:
             remarks.append(f"{run / TRAINED} is not there, so nobody can tell which rows the encoder was trained on")
             continue
-        seen = _seen(data, run)
         shared = {name: rows for name, rows in judged.items() if seen[rows].any()}
         found = [f"{seen[rows].sum():,} of the {len(rows):,} {name} rows" for name, rows in shared.items()]
         if not found:
@@ -72,13 +81,13 @@ def audit(data: Labelled, encoders: Iterable[str], *, allow: bool) -> list[str]:
     LeakageError
         If there are such rows and that was not allowed.
     """
-    encoders, train = tuple(encoders), data.rows("train")
+    seen_by, train = _seen_by(data, encoders), data.rows("train")
     judged = {split: rows for split in ("val", "test") if len(rows := data.rows(split))}
-    remarks = refuse_seen(data, encoders, judged or {"cross-validated": train}, allow=allow)
-    for run in _runs_behind(encoders):
-        if judged and (run / TRAINED).is_file() and (seen := _seen(data, run)[train].sum()):
+    remarks = _refused(data, seen_by, judged or {"cross-validated": train}, allow=allow)
+    for run, seen in seen_by.items():
+        if judged and seen is not None and (count := seen[train].sum()):
             remarks.append(
-                f"{run / 'encoder'} was fine-tuned on {seen:,} of the {len(train):,} training rows, so what is "
+                f"{run / 'encoder'} was fine-tuned on {count:,} of the {len(train):,} training rows, so what is "
                 f"cross-validated on them flatters it; compare it with others by test rows"
             )
     return remarks
@@ -103,6 +112,11 @@ def _bases(path: Path) -> list[str]:
         return [str(each["encoder"]) for each in towers]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
+
+
+def _seen_by(data: Labelled, encoders: Iterable[str]) -> dict[Path, NDArray[np.bool_] | None]:
+    """Return which samples each run behind some encoders has seen; None of a run that has no list of them."""
+    return {run: _seen(data, run) if (run / TRAINED).is_file() else None for run in _runs_behind(encoders)}
 
 
 def _seen(data: Labelled, run: Path) -> NDArray[np.bool_]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from finetune.outputs import Objective, Outputs
-from finetune.pairs import PAIRED, Pairs, Positives, Similarity, full_precision, needed_with
+from finetune.outputs import Outputs
+from finetune.pairs import LossOfPairs, Pairs, Positives, Similarity, full_precision
 from heads.params import Fraction, Positive
 
 Duplicates = Literal["masked", "shared", "negatives"]
 
 
-class Contrastive(Objective):
+class Contrastive(LossOfPairs):
     r"""Symmetric cross-entropy of the pairs among all pairs of the joint batch [1]_.
 
     With unit vectors :math:`u_i` of the inputs and :math:`v_i` of the texts, :math:`S = U V^\top` and
@@ -71,14 +70,6 @@ class Contrastive(Objective):
     """
 
     name: ClassVar[str] = "contrastive"
-    needs: ClassVar[frozenset[str]] = PAIRED
-    weighted: ClassVar[bool] = True
-    joint: ClassVar[bool] = True
-
-    @classmethod
-    def needed(cls, settings: Mapping[str, Any]) -> frozenset[str]:
-        """Return the fields of `Outputs` that have to be there."""
-        return needed_with(settings)
 
     def __init__(
         self,

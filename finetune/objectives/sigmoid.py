@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
 from data.errors import ConfigError
-from finetune.outputs import Objective, Outputs
-from finetune.pairs import PAIRED, Pairs, Positives, Similarity, full_precision, needed_with
+from finetune.outputs import Outputs
+from finetune.pairs import LossOfPairs, Pairs, Positives, Similarity, full_precision
 from heads.params import NotNegative, Positive
 
 
-class Sigmoid(Objective):
+class Sigmoid(LossOfPairs):
     r"""Binary cross-entropy of all pairs of the joint batch [1]_, and where asked for a floor of entropy.
 
     .. math::
@@ -69,14 +68,6 @@ class Sigmoid(Objective):
     """
 
     name: ClassVar[str] = "sigmoid"
-    needs: ClassVar[frozenset[str]] = PAIRED
-    weighted: ClassVar[bool] = True
-    joint: ClassVar[bool] = True
-
-    @classmethod
-    def needed(cls, settings: Mapping[str, Any]) -> frozenset[str]:
-        """Return the fields of `Outputs` that have to be there."""
-        return needed_with(settings)
 
     def __init__(
         self,

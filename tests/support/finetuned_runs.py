@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -65,3 +66,24 @@ def fit_head(frostline, clip: str, pairs: Path, tmp_path: Path, *options: str) -
     )
     assert fitted.code == 0, fitted.err
     return head
+
+
+def written(path: Path, rows: list[list[str]]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "path", "label", "number", "split"], *rows])
+    return path
+
+
+def changed(table: Path, change: Callable[[list[str]], None], name: str) -> Path:
+    """Write a manifest beside another one, with its rows changed."""
+    rows = list(csv.reader(table.read_text().splitlines()))[1:]
+    for row in rows:
+        change(row)
+    return written(table.with_name(name), rows)
+
+
+def assert_refused(result: Any, *words: str) -> None:
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in result.error

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import string
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from finetuned_runs import written
 
+Run = Callable[..., Any]
 COLOURS = ("red", "green")
 
 
@@ -91,3 +96,62 @@ def studies(pairs: Path) -> Path:
         for i, row in enumerate(rows):
             table.writerow({**row, "grade": "" if i % 2 else ["high", "low"][i // 2 % 2]})
     return studies
+
+
+@pytest.fixture(scope="session")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny ViT with random weights, as transformers writes it."""
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    folder = tmp_path_factory.mktemp("vit")
+    shape = {"hidden_size": 16, "intermediate_size": 17, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ViTModel(ViTConfig(**shape, image_size=32, patch_size=16)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 pictures with a label, a number and a split; 12 train."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("table")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(24):
+        Image.fromarray(rng.integers(0, 255, size=(32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        split = "train" if i < 12 else "val" if i < 18 else "test"
+        rows.append([f"s{i}", f"{i}.png", "ab"[i % 2], str(i), split])
+    return written(folder / "manifest.csv", rows)
+
+
+@pytest.fixture
+def tune(frostline, vision: str, table: Path, tmp_path: Path) -> Run:
+    """Return a function that fine-tunes: (result, run)."""
+
+    def run(*arguments: object, manifest: Path = table, out: str = "run", target: str = "label") -> Any:
+        command = ["finetune", manifest, "--input", "path", "--encoder", vision, "--split", "split", "--target", target]
+        options = ["--objective", "classification", "--epochs", 2, "--batch-size", 6, "--bootstrap", 0]
+        return frostline(*command, *options, "--out", tmp_path / out, *arguments), tmp_path / out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(vision: str, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, to be copied before it is damaged."""
+    from finetune.config import FinetuneConfig
+    from finetune.fit import finetune
+
+    out = tmp_path_factory.mktemp("finished") / "run"
+    values = {"input": "path", "split": "split", "target": "label", "objective": "classification", "epochs": 2}
+    finetune(FinetuneConfig(manifest=table, encoder=vision, unfreeze="last:1", bootstrap=0, out=out, **values))
+    return out
+
+
+@pytest.fixture
+def damaged(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the run."""
+    return Path(shutil.copytree(finished, tmp_path / "damaged"))
